@@ -1,0 +1,84 @@
+"""Engine and session, and what SQLite and PostgreSQL need to be safe."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+from sqlalchemy import Engine, create_engine, event, text
+from sqlalchemy.orm import Session
+
+from app import storage
+from app.settings import settings
+
+try:
+    from pysqlite3 import dbapi2 as sqlite
+except ImportError:  # no wheel for this system: the interpreter's own SQLite
+    import sqlite3 as sqlite
+
+# Versions free of the WAL-reset bug, which can corrupt a file with several writer processes
+# (sqlite.org/wal.html#walresetbug): 3.51.3 and later, and two backports.
+_WAL_SAFE = sqlite.sqlite_version_info >= (3, 51, 3) or sqlite.sqlite_version_info[:3] in {
+    (3, 50, 7),
+    (3, 44, 6),
+}
+
+
+def url() -> str:
+    """The database's URL: PostgreSQL if set, else SQLite in the home folder."""
+    if settings.database_url:
+        return settings.database_url.replace("postgresql://", "postgresql+psycopg://", 1)
+    return f"sqlite:///{storage.database_file()}"
+
+
+@cache
+def engine() -> Engine:
+    """The process's one engine, made at first use."""
+    address = url()
+    if not address.startswith("sqlite"):
+        return create_engine(address, pool_pre_ping=True, pool_size=10, max_overflow=20)
+    made = create_engine(address, module=sqlite, connect_args={"timeout": 20})
+    event.listen(made, "connect", _prepare_sqlite)
+    event.listen(made, "begin", _begin_immediate)
+    return made
+
+
+def _prepare_sqlite(connection: Any, _record: Any) -> None:
+    connection.isolation_level = None  # SQLAlchemy's begin event opens transactions, not the driver
+    cursor = connection.cursor()
+    cursor.execute(f"PRAGMA journal_mode={'WAL' if _WAL_SAFE else 'DELETE'}")
+    cursor.execute("PRAGMA synchronous=FULL")
+    cursor.execute("PRAGMA foreign_keys=ON")
+    cursor.execute("PRAGMA busy_timeout=20000")
+    cursor.close()
+
+
+def _begin_immediate(connection: Any) -> None:
+    # A deferred transaction that turns from reading to writing fails at once with "database is
+    # locked" when its snapshot is stale, whatever the timeout. Readers say so and stay deferred.
+    reading = connection.get_execution_options().get("reading", False)
+    connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
+
+
+@contextmanager
+def session() -> Iterator[Session]:
+    """A session that may write. What changes something commits as its last database act."""
+    with Session(engine(), expire_on_commit=False) as db:
+        yield db
+
+
+@contextmanager
+def reading() -> Iterator[Session]:
+    """A session that only reads, and so never waits for a writer."""
+    with Session(engine().execution_options(reading=True), expire_on_commit=False) as db:
+        yield db
+
+
+def is_up() -> bool:
+    """Whether the database answers."""
+    try:
+        with reading() as db:
+            db.execute(text("SELECT 1"))
+    except Exception:  # any driver's error means the same here
+        return False
+    return True

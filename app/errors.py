@@ -1,0 +1,34 @@
+"""The studio's errors: each is a sentence for the person who reads it."""
+
+
+class StudioError(Exception):
+    """Something the user can understand: what happened, what is safe, what to do."""
+
+    def __init__(self, message: str, *, field: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.field = field
+
+
+class NotFound(StudioError):
+    """The thing asked for does not exist (HTTP 404)."""
+
+
+class Invalid(StudioError):
+    """What the user gave cannot be used; `field` names the form field, if one is to blame (422)."""
+
+
+class TooLarge(StudioError):
+    """More was sent than the settings allow (413)."""
+
+
+class Conflict(StudioError):
+    """The thing is in a state that does not allow this (409)."""
+
+
+class Unavailable(StudioError):
+    """A part of the studio cannot be reached at present (503)."""
+
+
+class LostClaim(StudioError):
+    """Another attempt owns this run now; whoever gets this must stop and change nothing."""

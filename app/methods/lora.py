@@ -1,0 +1,93 @@
+"""LoRA: low-rank adapters beside frozen weights."""
+
+from typing import Any, ClassVar
+
+from pydantic import Field, field_validator
+
+from app.methods.base import Marker, Method, Params
+
+
+class LoraParams(Params):
+    """Defaults as most tools have them: rank 16 on all linear layers, alpha twice the rank."""
+
+    rank: int = Field(
+        16,
+        ge=1,
+        le=256,
+        title="Rank",
+        description="Inner size of each adapter: more can learn more.",
+    )
+    alpha: float = Field(
+        32,
+        gt=0,
+        le=1024,
+        title="Alpha",
+        description="Strength of the adapters: their output is scaled by alpha over rank.",
+    )
+    dropout: float = Field(
+        0.05,
+        ge=0,
+        le=0.9,
+        title="Dropout",
+        description="Share of adapter inputs blanked out in training, against learning by heart.",
+    )
+    target_modules: str = Field(
+        "all-linear",
+        min_length=1,
+        max_length=500,
+        pattern=r"^[\w\-., ]+$",
+        title="Target modules",
+        description='Layers that get an adapter: "all-linear", or names such as "q_proj, v_proj".',
+    )
+
+    @field_validator("target_modules")
+    @classmethod
+    def _tidy(cls, value: str) -> str:
+        return ", ".join(name for part in value.split(",") if (name := part.strip()))
+
+
+class Lora(Method):
+    """Small adapters; many can share one base model."""
+
+    key = "lora"
+    label = "LoRA"
+    order = 2
+    light, dark, dash = "#6929c4", "#a56eff", "6 4"
+    marker: ClassVar[Marker] = "square"
+    summary = "Trains small low-rank adapters beside the weights, which stay frozen."
+    tunes = "Low-rank adapters; the model's own weights stay frozen"
+    outcome = "A small adapter; quality near full tuning, with less risk of learning by heart"
+    compute = "Moderate"
+    duration = "One to many hours on large models"
+    steps: ClassVar[tuple[str, ...]] = (
+        "Next to each target module two thin matrices of the given rank are placed.",
+        "Examples are gathered into batches of the batch size.",
+        "The model predicts each output through its frozen weights plus the adapters, scaled by "
+        "alpha over rank; dropout blanks some inputs.",
+        "After the accumulated batches only the adapters move; the learning rate says how far.",
+        "This repeats for every batch, and for every epoch.",
+    )
+    paper = (
+        "LoRA: Low-Rank Adaptation of Large Language Models (Hu et al., 2021)",
+        "https://arxiv.org/abs/2106.09685",
+    )
+    schema = LoraParams
+    usual_rates = (5e-5, 2e-3)
+
+    def adapt(self, model: Any, params: Any, seed: int) -> Any:
+        """A PEFT model with adapters on the target modules; they start as no change at all."""
+        import torch
+        from peft import LoraConfig, get_peft_model
+
+        names = params.target_modules
+        torch.manual_seed(seed)
+        return get_peft_model(
+            model,
+            LoraConfig(
+                task_type="CAUSAL_LM",
+                r=params.rank,
+                lora_alpha=params.alpha,
+                lora_dropout=params.dropout,
+                target_modules=names if names == "all-linear" else names.split(", "),
+            ),
+        )

@@ -1,0 +1,148 @@
+"""Where datasets, checkpoints and tuned models lie: the only module that joins paths.
+
+Names on disk are ids made by the studio, never text from a user.
+"""
+
+import hashlib
+import os
+import secrets
+import shutil
+import tempfile
+from pathlib import Path
+
+from app.settings import settings
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def _folder(*parts: str) -> Path:
+    path = Path(settings.home).expanduser().absolute().joinpath(*parts)
+    path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return path
+
+
+def home() -> Path:
+    """The home folder, made if it is missing; nobody else may look into it."""
+    return _folder()
+
+
+def database_file() -> Path:
+    """The SQLite file."""
+    return home() / "studio.sqlite"
+
+
+def lock_file() -> Path:
+    """Held by the one studio that runs on this home folder."""
+    return home() / "studio.lock"
+
+
+def dataset_file(dataset_id: str) -> Path:
+    """A dataset's examples as JSONL, one `{"input", "output"}` a line."""
+    return _folder("datasets") / f"{dataset_id}.jsonl"
+
+
+def upload_file() -> Path:
+    """A new temporary file on the same file system as the datasets."""
+    return _folder("datasets") / f".upload-{secrets.token_hex(8)}"
+
+
+def models_folder() -> Path:
+    """Where a person may put model folders of their own."""
+    return _folder("models")
+
+
+def base_model_folder(base_model_id: str) -> Path:
+    """A base model ready for use: safetensors, config, tokenizer. Not made here."""
+    return _folder("base_models") / base_model_id
+
+
+def run_folder(run_id: str) -> Path:
+    """All that a run leaves."""
+    return _folder("runs", run_id)
+
+
+def checkpoints_folder(run_id: str) -> Path:
+    """A run's checkpoints, one folder each, and the best state so far."""
+    return _folder("runs", run_id, "checkpoints")
+
+
+def tuned_model_folder(run_id: str) -> Path:
+    """What is kept, scored and prompted: the state with the best validation loss. Not made here."""
+    return run_folder(run_id) / "best"
+
+
+def last_model_folder(run_id: str) -> Path:
+    """The state after the last step. Not made here."""
+    return run_folder(run_id) / "last"
+
+
+def whole_model_folder(run_id: str) -> Path:
+    """The tuned model merged into one set of weights, once asked for. Not made here."""
+    return run_folder(run_id) / "whole"
+
+
+def log_file(name: str) -> Path:
+    """A process's log."""
+    return _folder("logs") / f"{name}.log"
+
+
+def examples_file(name: str) -> Path:
+    """One of the example sets that the studio ships."""
+    return REPOSITORY / "examples" / name
+
+
+def templates_folder() -> Path:
+    """The Jinja templates."""
+    return REPOSITORY / "templates"
+
+
+def static_folder() -> Path:
+    """Stylesheet and scripts; `vendor/` in it holds the installed browser files."""
+    return REPOSITORY / "static"
+
+
+def migrations_folder() -> Path:
+    """Alembic's scripts."""
+    return REPOSITORY / "migrations"
+
+
+def socket_folder() -> Path:
+    """A private folder for the embedded Valkey, short enough for a unix socket's 107 bytes."""
+    path = home() / "valkey"
+    if len(str(path)) > 80:
+        name = hashlib.sha256(str(path).encode()).hexdigest()[:16]
+        path = Path(tempfile.gettempdir()) / f"studio-{os.getuid()}-{name}"
+    path.mkdir(mode=0o700, exist_ok=True)
+    if path.stat().st_uid != os.getuid() or path.stat().st_mode & 0o077:
+        raise PermissionError(f"{path} must belong to this user alone (mode 0700).")
+    return path
+
+
+def token() -> str:
+    """The access token: the one set, else one made once and kept with mode 0600."""
+    if settings.token:
+        return settings.token
+    path = home() / "token"
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return path.read_text().strip()
+    with os.fdopen(descriptor, "w") as file:
+        made = secrets.token_urlsafe(24)
+        file.write(made)
+    return made
+
+
+def size(path: Path) -> int:
+    """Bytes that a file, or all files of a folder, take."""
+    if path.is_file():
+        return path.stat().st_size
+    return sum(part.stat().st_size for part in path.rglob("*") if part.is_file())
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder; nothing happens if it is gone."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

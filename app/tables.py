@@ -1,0 +1,237 @@
+"""Every table. Times are seconds since the epoch (UTC); ids are random and safe as file names."""
+
+import secrets
+import time
+from typing import Any
+
+from sqlalchemy import JSON, ForeignKey, Index, MetaData, Text, UniqueConstraint
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+
+
+def new_id() -> str:
+    """Twelve hex digits."""
+    return secrets.token_hex(6)
+
+
+class Table(DeclarativeBase):
+    """The declarative base."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(column_0_label)s",
+            "uq": "uq_%(table_name)s_%(column_0_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map = {  # noqa: RUF012 - SQLAlchemy reads it from the class
+        dict[str, Any]: JSON(none_as_null=True),
+        list[Any]: JSON(none_as_null=True),
+        str: Text(),
+    }
+
+
+class Dataset(Table):
+    """Examples with a name and a fingerprint; never changed after upload."""
+
+    __tablename__ = "dataset"
+
+    id: Mapped[str] = mapped_column(primary_key=True, default=new_id)
+    name: Mapped[str]
+    fingerprint: Mapped[str]  # sha256 of the stored file
+    num_examples: Mapped[int]
+    num_bytes: Mapped[int]
+    report: Mapped[dict[str, Any]] = mapped_column(default=dict)  # what a look at the rows found
+    created_at: Mapped[float] = mapped_column(default=time.time)
+
+
+class BaseModel(Table):
+    """The pretrained model that tuning starts from. State: waiting, preparing, ready, failed."""
+
+    __tablename__ = "base_model"
+
+    id: Mapped[str] = mapped_column(primary_key=True, default=new_id)
+    name: Mapped[str]
+    source: Mapped[str]  # wheel, hub, folder
+    address: Mapped[str]  # wheel: name==version, hub: organisation/model, folder: name in models/
+    state: Mapped[str] = mapped_column(default="waiting")
+    progress: Mapped[str] = mapped_column(default="")  # what preparing does just now
+    error: Mapped[str | None]
+    worker: Mapped[str | None]
+    licence: Mapped[str | None]
+    note: Mapped[str] = mapped_column(default="")
+    architecture: Mapped[str | None]  # the class transformers loads
+    quantization: Mapped[str | None]  # gptq, awq, bitsandbytes: then QLoRA alone, or refused
+    shapes: Mapped[dict[str, Any]] = mapped_column(default=dict)  # what a forecast needs
+    has_chat: Mapped[bool] = mapped_column(default=False)
+    created_at: Mapped[float] = mapped_column(default=time.time)
+
+
+class Experiment(Table):
+    """One question: this base model, this dataset, this split, this seed, this template."""
+
+    __tablename__ = "experiment"
+
+    id: Mapped[str] = mapped_column(primary_key=True, default=new_id)
+    name: Mapped[str]
+    base_model_id: Mapped[str] = mapped_column(ForeignKey("base_model.id"))
+    dataset_id: Mapped[str] = mapped_column(ForeignKey("dataset.id"))
+    task: Mapped[str]
+    labels: Mapped[list[Any]] = mapped_column(default=list)
+    template: Mapped[str]
+    seed: Mapped[int]
+    split: Mapped[dict[str, Any]]  # {"train": [row, ...], "validation": [...], "test": [...]}
+    created_at: Mapped[float] = mapped_column(default=time.time)
+
+    base_model: Mapped[BaseModel] = relationship(lazy="joined")
+    dataset: Mapped[Dataset] = relationship(lazy="joined")
+    runs: Mapped[list["Run"]] = relationship(
+        back_populates="experiment", order_by="Run.position", lazy="selectin"
+    )
+
+
+class Run(Table):
+    """One method with its parameters inside an experiment: what is queued, trained, measured."""
+
+    __tablename__ = "run"
+    __table_args__ = (Index("ix_run_state_position", "state", "position"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True, default=new_id)
+    experiment_id: Mapped[str] = mapped_column(ForeignKey("experiment.id"), index=True)
+    method: Mapped[str]
+    params: Mapped[dict[str, Any]]
+    state: Mapped[str] = mapped_column(default="queued")
+    phase: Mapped[str] = mapped_column(default="")  # of a running one: loading, training, scoring
+    position: Mapped[float] = mapped_column(default=time.time)  # order in the queue
+    error: Mapped[str | None]
+    created_at: Mapped[float] = mapped_column(default=time.time)
+    started_at: Mapped[float | None]  # first claim
+    finished_at: Mapped[float | None]
+
+    # Who works on it. Every write of a worker carries the attempt.
+    attempt: Mapped[int] = mapped_column(default=0)
+    worker: Mapped[str | None]
+    lease_until: Mapped[float | None]  # by the clock that `clock` names
+    clock: Mapped[str | None]  # boot id of the machine, or "server"
+
+    # Progress and what was measured.
+    step: Mapped[int] = mapped_column(default=0)
+    num_steps: Mapped[int | None]
+    last_number: Mapped[int] = mapped_column(default=0)  # of its points; never goes back
+    rewound_to: Mapped[int | None]  # step that the last resume went back to ...
+    rewound_at: Mapped[int | None]  # ... and last_number at that moment
+    best_step: Mapped[int | None]
+    best_loss: Mapped[float | None]
+    train_seconds: Mapped[float] = mapped_column(default=0.0)
+    figures: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    scores: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    whole_state: Mapped[str] = mapped_column(default="")  # of the merged copy: "", waiting, ...
+    whole_error: Mapped[str | None]
+    deleted_at: Mapped[float | None]  # the tuned model's files are gone; the record stays
+
+    experiment: Mapped[Experiment] = relationship(back_populates="runs", lazy="joined")
+
+
+class Event(Table):
+    """A line of a run's history, in words."""
+
+    __tablename__ = "event"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    run_id: Mapped[str] = mapped_column(ForeignKey("run.id"), index=True)
+    attempt: Mapped[int]
+    at: Mapped[float] = mapped_column(default=time.time)
+    level: Mapped[str] = mapped_column(default="info")  # info, warning, error
+    message: Mapped[str]
+
+
+class Point(Table):
+    """What was measured of a run at a step; one per kind (train, validation), numbered in its run.
+
+    Losses are nats per target token; a value that is not finite is stored as null.
+    """
+
+    __tablename__ = "point"
+    __table_args__ = (UniqueConstraint("run_id", "number"),)
+
+    run_id: Mapped[str] = mapped_column(ForeignKey("run.id"), primary_key=True)
+    kind: Mapped[str] = mapped_column(primary_key=True)
+    step: Mapped[int] = mapped_column(primary_key=True)
+    number: Mapped[int]
+    attempt: Mapped[int]
+    epoch: Mapped[float]
+    loss: Mapped[float | None]
+    learning_rate: Mapped[float | None]
+    grad_norm: Mapped[float | None]
+    tokens_per_second: Mapped[float | None]
+    memory_mb: Mapped[float | None]  # high-water mark of the process or the GPU
+    seconds: Mapped[float]  # training time since step 0
+    tokens: Mapped[int]  # seen since step 0
+    recorded_at: Mapped[float] = mapped_column(default=time.time)
+
+
+class Baseline(Table):
+    """The base model's own figures on one split; kept, so that they are measured once.
+
+    The key is a hash of base model, precision, dataset fingerprint, split, template and labels.
+    """
+
+    __tablename__ = "baseline"
+
+    key: Mapped[str] = mapped_column(primary_key=True)
+    validation_loss: Mapped[float | None]
+    scores: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    created_at: Mapped[float] = mapped_column(default=time.time)
+
+
+class Answer(Table):
+    """A model's answer to one test example. `owner` is a run's id or a baseline's key."""
+
+    __tablename__ = "answer"
+
+    owner: Mapped[str] = mapped_column(primary_key=True)
+    row: Mapped[int] = mapped_column(primary_key=True)  # index in the dataset
+    text: Mapped[str]
+    score: Mapped[float]  # 0 to 1, by the task's metric
+    loss: Mapped[float | None]
+
+
+class Completion(Table):
+    """One answer of one model to one prompt. State: queued, running, done, failed, stopping, stopped.
+
+    Completions of one `ask` are written side by side. No run: the base model itself.
+    """
+
+    __tablename__ = "completion"
+
+    id: Mapped[str] = mapped_column(primary_key=True, default=new_id)
+    ask: Mapped[str] = mapped_column(index=True)
+    place: Mapped[int] = mapped_column(default=0)  # order on the screen
+    base_model_id: Mapped[str] = mapped_column(ForeignKey("base_model.id"))
+    run_id: Mapped[str | None] = mapped_column(ForeignKey("run.id"))
+    input: Mapped[str]
+    template: Mapped[str]  # what the input was put into; "{{input}}" alone: nothing
+    settings: Mapped[dict[str, Any]]  # temperature, max_tokens, seed
+    state: Mapped[str] = mapped_column(default="queued", index=True)
+    text: Mapped[str] = mapped_column(default="")
+    error: Mapped[str | None]
+    worker: Mapped[str | None]
+    num_tokens: Mapped[int] = mapped_column(default=0)
+    first_token_seconds: Mapped[float | None]
+    tokens_per_second: Mapped[float | None]
+    created_at: Mapped[float] = mapped_column(default=time.time)
+
+
+class Worker(Table):
+    """A worker process that was alive at `beat_at`. Kind: tuner or generator."""
+
+    __tablename__ = "worker"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    kind: Mapped[str]
+    host: Mapped[str]
+    pid: Mapped[int]
+    device: Mapped[str] = mapped_column(default="")
+    memory_mb: Mapped[float | None]
+    started_at: Mapped[float] = mapped_column(default=time.time)
+    beat_at: Mapped[float] = mapped_column(default=time.time)

@@ -1,0 +1,1 @@
+"""Torch lives here and nowhere else: tuning, scoring, generating, exporting."""
