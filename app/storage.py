@@ -8,7 +8,7 @@ import os
 import secrets
 import shutil
 import tempfile
-from pathlib import Path
+from pathlib import Path as Path  # re-exported: other modules may name the type, not join paths
 
 from app.settings import settings
 
@@ -146,3 +146,13 @@ def remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+def users_file(name: str) -> Path:
+    """A file that the user of the command line named."""
+    return Path(name).expanduser()
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a file's content."""
+    shutil.copyfile(source, target)

@@ -118,8 +118,11 @@ class Run(Table):
     step: Mapped[int] = mapped_column(default=0)
     num_steps: Mapped[int | None]
     last_number: Mapped[int] = mapped_column(default=0)  # of its points; never goes back
-    rewound_to: Mapped[int | None]  # step that the last resume went back to ...
-    rewound_at: Mapped[int | None]  # ... and last_number at that moment
+    rewinds: Mapped[list[Any]] = mapped_column(
+        default=list
+    )  # [last_number then, step gone back to]
+    claimed_step: Mapped[int] = mapped_column(default=0)  # where this attempt began
+    stuck: Mapped[int] = mapped_column(default=0)  # attempts in a row that got no step further
     best_step: Mapped[int | None]
     best_loss: Mapped[float | None]
     train_seconds: Mapped[float] = mapped_column(default=0.0)
@@ -127,6 +130,7 @@ class Run(Table):
     scores: Mapped[dict[str, Any]] = mapped_column(default=dict)
     whole_state: Mapped[str] = mapped_column(default="")  # of the merged copy: "", waiting, ...
     whole_error: Mapped[str | None]
+    whole_worker: Mapped[str | None]
     deleted_at: Mapped[float | None]  # the tuned model's files are gone; the record stays
 
     experiment: Mapped[Experiment] = relationship(back_populates="runs", lazy="joined")

@@ -73,6 +73,7 @@ class Lora(Method):
     )
     schema = LoraParams
     usual_rates = (5e-5, 2e-3)
+    merges = True
 
     def adapt(self, model: Any, params: Any, seed: int) -> Any:
         """A PEFT model with adapters on the target modules; they start as no change at all."""

@@ -1,0 +1,31 @@
+# Two images from one file: `web` without torch, `worker` with it.
+
+FROM node:22-slim AS browser
+WORKDIR /build
+COPY package.json package-lock.json .npmrc ./
+RUN npm ci --ignore-scripts
+
+FROM python:3.12-slim AS base
+ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1
+WORKDIR /studio
+COPY requirements.lock pyproject.toml README.md ./
+
+FROM base AS web
+COPY app app
+COPY migrations migrations
+COPY templates templates
+COPY static static
+COPY examples examples
+COPY --from=browser /build/node_modules node_modules
+COPY package.json package-lock.json ./
+RUN pip install -c requirements.lock -e . && python -m app.web.assets --copy-only
+EXPOSE 8000
+CMD ["studio", "web"]
+
+FROM base AS worker
+COPY app app
+COPY worker worker
+COPY migrations migrations
+COPY examples examples
+RUN pip install -c requirements.lock -e ".[worker]"
+CMD ["studio", "worker", "tuner"]

@@ -1,0 +1,45 @@
+# Every command there is. `make` alone explains them.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMPS := .stamps
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test check fix clean
+
+help: ## Show this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(STAMPS)/venv: requirements.lock pyproject.toml
+	@mkdir -p $(STAMPS)
+	@test -x $(BIN)/python || { echo "Making the virtual environment ..."; $(PYTHON) -m venv $(VENV); }
+	@echo "Installing the locked dependencies (the first time this takes some minutes) ..."
+	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar on -q -r requirements.lock
+	@$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(STAMPS)/browser: $(STAMPS)/venv package-lock.json
+	@echo "Fetching the browser files ..."
+	@$(BIN)/python -m app.web.assets
+	@touch $@
+
+setup: $(STAMPS)/venv $(STAMPS)/browser
+
+run: setup ## Start the studio: sets up whatever is missing, prints the link to open
+	@exec $(BIN)/studio up
+
+test: setup ## Run every test (T=path for some of them)
+	@$(BIN)/python -m pytest $(T)
+
+check: $(STAMPS)/venv ## Check format, style and types
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+fix: $(STAMPS)/venv ## Format, and mend what can be mended by itself
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+clean: ## Remove what set-up made (your data stays)
+	rm -rf $(VENV) $(STAMPS) node_modules static/vendor build *.egg-info

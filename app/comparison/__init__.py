@@ -1,0 +1,1 @@
+"""The side-by-side of an experiment: scores of answers, and what they add up to."""

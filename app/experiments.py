@@ -1,0 +1,182 @@
+"""Experiments: one question to a base model and a dataset, answered by several runs."""
+
+import unicodedata
+from collections.abc import Mapping
+from typing import Any
+
+import pydantic
+from sqlalchemy import delete, select
+from sqlalchemy.orm import Session
+
+from app import base_models, datasets, methods, prompts, queue, runs, storage
+from app.errors import Conflict, Invalid, NotFound
+from app.tables import Answer, BaseModel, Completion, Event, Experiment, Point, Run, new_id
+
+MOST_LABELS = 200
+
+
+def get(db: Session, experiment_id: str) -> Experiment:
+    """The experiment with its runs, read afresh. Raises NotFound."""
+    query = select(Experiment).where(Experiment.id == experiment_id)
+    found = db.scalar(query.execution_options(populate_existing=True))
+    if found is None:
+        raise NotFound("There is no such experiment. It may have been deleted.")
+    return found
+
+
+def all(db: Session, limit: int = 200) -> list[Experiment]:
+    """The newest experiments first."""
+    query = select(Experiment).order_by(Experiment.created_at.desc(), Experiment.id).limit(limit)
+    return list(db.scalars(query))
+
+
+def create(
+    db: Session,
+    *,
+    name: str,
+    base_model_id: str,
+    dataset_id: str,
+    task: str,
+    template: str,
+    labels: list[str],
+    seed: int,
+    methods: Mapping[str, Mapping[str, Any]],
+) -> Experiment:
+    """Store the experiment and queue one run for each method.
+
+    Raises Invalid, with the field to blame (such as "name" or "lora.rank"), and stores nothing.
+    """
+    base_model = base_models.get(db, base_model_id)
+    dataset = datasets.get(db, dataset_id)
+    experiment = Experiment(
+        id=new_id(),
+        name=_checked_name(name),
+        base_model_id=base_model.id,
+        dataset_id=dataset.id,
+        task=_checked_task(task),
+        labels=_checked_labels(task, labels),
+        template=prompts.check_template(template),
+        seed=_checked_seed(seed),
+        split=datasets.split(dataset.num_examples, seed),
+    )
+    chosen = checked_params(base_model, methods)
+    db.add(experiment)
+    db.flush()
+    for key, params in chosen.items():
+        db.add(Run(experiment_id=experiment.id, method=key, params=params))
+        db.flush()  # one by one: the queue keeps the order of the methods
+    db.commit()
+    queue.ring("tuner")
+    return get(db, experiment.id)
+
+
+def checked_params(
+    base_model: BaseModel, chosen: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """The parameters of each method, complete and within range. Raises Invalid."""
+    if base_model.state != "ready":
+        raise Conflict(
+            f"The base model {base_model.name} is not ready yet ({base_model.state}). "
+            "Nothing was started; try again when it is."
+        )
+    if not chosen:
+        raise Invalid("Choose at least one method.", field="methods")
+    allowed = base_models.methods_for(base_model)
+    for key in chosen:
+        if key not in allowed:
+            label = methods.get(key).label
+            raise Invalid(f"{base_model.name} cannot be tuned by {label}.", field="methods")
+    ordered = [key for key in methods.METHODS if key in chosen]
+    return {key: _params(base_model, key, chosen[key]) for key in ordered}
+
+
+def _params(base_model: BaseModel, key: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    method = methods.get(key)
+    try:
+        params = method.schema.model_validate(given)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        field = str(first["loc"][0]) if first["loc"] else "initialization_text"
+        known = method.schema.model_fields.get(field)
+        title = (known.title if known else None) or field
+        reason = first["msg"].removeprefix("Value error, ")
+        raise Invalid(f"{method.label}: {title}: {reason}.", field=f"{key}.{field}") from None
+    longest = base_model.shapes.get("max_positions")
+    if longest and params.max_length > longest:
+        raise Invalid(
+            f"{method.label}: Maximum length: {base_model.name} reads at most {longest} tokens.",
+            field=f"{key}.max_length",
+        )
+    if method.virtual_tokens(params) >= params.max_length - 8:
+        raise Invalid(
+            f"{method.label}: the virtual tokens leave no room for text in the maximum length.",
+            field=f"{key}.num_virtual_tokens",
+        )
+    return params.model_dump()
+
+
+def _checked_name(name: str) -> str:
+    tidy = " ".join(name.split())
+    if not tidy or len(tidy) > 100:
+        raise Invalid("Give the experiment a name of 1 to 100 characters.", field="name")
+    if any(unicodedata.category(character) in {"Cc", "Cs"} for character in tidy):
+        raise Invalid("The name holds control characters; type it anew.", field="name")
+    return tidy
+
+
+def _checked_task(task: str) -> str:
+    if task not in prompts.TASKS:
+        raise Invalid(f"Choose a task from: {', '.join(prompts.TASKS)}.", field="task")
+    return task
+
+
+def _checked_labels(task: str, labels: list[str]) -> list[str]:
+    if task != "classification":
+        return []
+    tidy = list(dict.fromkeys(label.strip() for label in labels if label.strip()))
+    if not 2 <= len(tidy) <= MOST_LABELS:
+        raise Invalid(
+            f"Classification needs 2 to {MOST_LABELS} labels, spelled as in the data.",
+            field="labels",
+        )
+    return tidy
+
+
+def _checked_seed(seed: int) -> int:
+    if not 0 <= seed < 2**31:
+        raise Invalid("The seed must be a whole number from 0 to 2147483647.", field="seed")
+    return seed
+
+
+def tune_example(db: Session, key: str) -> Experiment:
+    """The first experiment of a newcomer: example data, default base model, all methods."""
+    example = datasets.EXAMPLES.get(key)
+    if example is None:
+        raise NotFound("There is no such example.")
+    return create(
+        db,
+        name=example.title,
+        base_model_id=base_models.add_default(db).id,
+        dataset_id=datasets.add_example(db, key).id,
+        task=example.task,
+        template=example.template,
+        labels=list(example.labels),
+        seed=1,
+        methods={method: {} for method in methods.METHODS},
+    )
+
+
+def remove(db: Session, experiment_id: str) -> None:
+    """Delete an experiment that has ended, with its runs and files. Raises Conflict."""
+    experiment = get(db, experiment_id)
+    if any(run.state in runs.HELD for run in experiment.runs):
+        raise Conflict("A run of this experiment is at work. Cancel it first; nothing was deleted.")
+    ids = [run.id for run in experiment.runs]
+    db.execute(delete(Answer).where(Answer.owner.in_(ids)))
+    for table in (Point, Event, Completion):
+        db.execute(delete(table).where(table.run_id.in_(ids)))
+    db.execute(delete(Run).where(Run.id.in_(ids), Run.state.not_in(runs.HELD)))
+    db.execute(delete(Experiment).where(Experiment.id == experiment.id))
+    db.commit()
+    for run_id in ids:
+        storage.remove(storage.run_folder(run_id))

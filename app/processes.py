@@ -1,0 +1,57 @@
+"""Starting processes of our own that never outlive the one that started them."""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from typing import IO, Any
+
+_PR_SET_PDEATHSIG = 1
+_PARENT = "STUDIO_PARENT_PID"
+
+
+def start(module: str, *arguments: str, **options: Any) -> "subprocess.Popen[str]":
+    """A fresh interpreter that runs the module, in a process group of its own.
+
+    Start it from a thread that lives on: the kernel's parent-death signal fires when the thread
+    that started the child ends.
+    """
+    environment = os.environ | {_PARENT: str(os.getpid())}
+    return subprocess.Popen(
+        [sys.executable, "-m", module, *arguments],
+        env=environment,
+        start_new_session=True,
+        text=True,
+        **options,
+    )
+
+
+def die_with_parent(number: signal.Signals) -> None:
+    """In a process made by `start`: have the kernel send this signal when the parent dies."""
+    parent = os.environ.pop(_PARENT, None)
+    if parent is None or not sys.platform.startswith("linux"):
+        return
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, number)
+    if os.getppid() != int(parent):  # it died before the line above
+        os.kill(os.getpid(), number)
+
+
+def log_to(file: IO[Any]) -> None:
+    """Send this process's own output, native libraries' too, to the file."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.dup2(file.fileno(), 1)
+    os.dup2(file.fileno(), 2)
+
+
+def ended(process: "subprocess.Popen[str]") -> str:
+    """How a process that has ended did so, in words."""
+    code = process.poll()
+    if code is None:
+        return "is running"
+    if code < 0:
+        name = signal.Signals(-code).name
+        killed = " (often: the machine ran out of memory)" if name == "SIGKILL" else ""
+        return f"was ended by signal {name}{killed}"
+    return f"ended with exit code {code}"

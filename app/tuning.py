@@ -1,0 +1,201 @@
+"""`studio tune`: the whole job without a browser, through the same tables and workers."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from sqlalchemy.orm import Session
+
+from app import (
+    base_models,
+    database,
+    datasets,
+    experiments,
+    methods,
+    prompts,
+    runs,
+    storage,
+    supervisor,
+)
+from app.comparison import figures
+from app.errors import Invalid, Unavailable
+from app.tables import BaseModel, Dataset, Experiment
+
+MOST_LABELS = 100  # more distinct outputs than this are no labels
+
+
+class Question(NamedTuple):
+    """What the command line asks for."""
+
+    data: str
+    methods: str
+    base: str
+    task: str
+    template: str
+    name: str
+    seed: int
+    parameters: list[str]
+
+
+class Result(NamedTuple):
+    """The finished experiment and its comparison."""
+
+    experiment: Experiment
+    comparison: figures.Comparison
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether every run did."""
+        return all(run.state == "succeeded" for run in self.experiment.runs)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "experiment": self.experiment.id,
+            "name": self.experiment.name,
+            "succeeded": self.succeeded,
+            "errors": {run.method: run.error for run in self.experiment.runs if run.error},
+            **figures.as_dict(self.comparison),
+        }
+
+    def table(self) -> Table:
+        """For the terminal."""
+        made = Table(title=f"{self.experiment.name}: {self.comparison.num_test} test examples")
+        for column in (
+            "",
+            "state",
+            self.comparison.metric,
+            "validation loss",
+            "time",
+            "peak memory",
+            "trained",
+            "saved",
+        ):
+            made.add_column(column, justify="left" if column in {"", "state"} else "right")
+        for row in self.comparison.rows:
+            made.add_row(
+                row.label,
+                row.state or "-",
+                _shown(row.score, "{:.3f}"),
+                _shown(row.validation_loss, "{:.4f}"),
+                _shown(row.train_seconds, "{:.0f} s"),
+                _shown(row.peak_memory_mb, "{:.0f} MB"),
+                _shown(row.trainable, "{:,}"),
+                _shown(row.size_bytes and row.size_bytes / 1e6, "{:.1f} MB"),
+            )
+        if self.comparison.majority is not None:
+            made.caption = f"Always the commonest label: {self.comparison.majority:.3f}"
+        return made
+
+
+def _shown(value: float | None, form: str) -> str:
+    return "-" if value is None else form.format(value)
+
+
+def tune(question: Question, notes: Console) -> Result:
+    """Create the experiment, follow its runs to their end, and compare them."""
+    with _studio(notes), database.session() as db:
+        experiment = _create(db, question)
+        notes.print(f"Experiment {experiment.id}: {experiment.name}", highlight=False, markup=False)
+        _follow(db, experiment, notes)
+        experiment = experiments.get(db, experiment.id)
+        return Result(experiment, figures.compare(db, experiment))
+
+
+@contextlib.contextmanager
+def _studio(notes: Console) -> Iterator[None]:
+    """The studio that runs on this home folder, or else workers of our own meanwhile."""
+    if supervisor.is_running():
+        notes.print(f"Using the studio that runs on {storage.home()}.", highlight=False)
+        yield
+        return
+    with supervisor.only_one():
+        supervisor.prepare(lambda text: notes.print(text, highlight=False))
+        group = supervisor.Group(("tuner", "generator"), lambda text: notes.print(text))
+        group.start()
+        try:
+            yield
+        except KeyboardInterrupt:
+            notes.print("Stopping; the runs are kept and go on when a studio runs here again.")
+            raise
+        finally:
+            group.stop(lambda: False)
+
+
+def _create(db: Session, question: Question) -> Experiment:
+    keys = [key.strip() for key in question.methods.split(",") if key.strip()]
+    chosen: dict[str, dict[str, Any]] = {methods.get(key).key: {} for key in keys}
+    for text in question.parameters:
+        left, _, value = text.partition("=")
+        key, _, field = left.partition(".")
+        if key not in chosen or not field or not value:
+            raise Invalid(f"--set {text}: write method.parameter=value, such as lora.rank=8.")
+        chosen[key][field] = value
+    dataset = _dataset(db, question.data)
+    labels = datasets.labels(dataset)
+    few = 2 <= len(labels) <= MOST_LABELS and len(labels) * 5 <= dataset.num_examples
+    task = question.task or ("classification" if few else "generation")
+    return experiments.create(
+        db,
+        name=question.name or dataset.name,
+        base_model_id=_base_model(db, question.base).id,
+        dataset_id=dataset.id,
+        task=task,
+        template=question.template or prompts.default_template(task),
+        labels=labels,
+        seed=question.seed,
+        methods=chosen,
+    )
+
+
+def _dataset(db: Session, data: str) -> Dataset:
+    source = storage.users_file(data)
+    if not source.is_file():
+        raise Invalid(f"There is no file {data}.")
+    upload = storage.upload_file()
+    storage.copy(source, upload)
+    return datasets.add(db, source.stem, source.name, upload)
+
+
+def _base_model(db: Session, name: str) -> BaseModel:
+    if not name:
+        return base_models.add_default(db)
+    for model in base_models.all(db):
+        if name in {model.id, model.name, model.address}:
+            return model
+    added = base_models.add(db, "hub" if "/" in name else "folder", name)
+    while added.state in {"waiting", "preparing"}:
+        time.sleep(0.5)
+        db.refresh(added)
+        db.rollback()
+    if added.state != "ready":
+        raise Unavailable(added.error or f"{name} could not be made ready.")
+    return added
+
+
+def _follow(db: Session, experiment: Experiment, notes: Console) -> None:
+    columns = (
+        TextColumn("{task.description:<17}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TextColumn("{task.fields[doing]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=notes) as progress:
+        bars = {
+            run.id: progress.add_task(methods.get(run.method).label, total=None, doing="queued")
+            for run in experiment.runs
+        }
+        while True:
+            latest = experiments.get(db, experiment.id).runs
+            db.rollback()
+            for run in latest:
+                doing = run.phase or run.state
+                progress.update(bars[run.id], total=run.num_steps, completed=run.step, doing=doing)
+            if all(run.state in runs.FINAL for run in latest):
+                return
+            time.sleep(0.3)

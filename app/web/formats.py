@@ -1,0 +1,122 @@
+"""How figures and times are written on the screen: Jinja's filters."""
+
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+NOTHING = "–"  # noqa: RUF001 - an en dash, as tables have it where there is no figure
+
+STATES = {
+    "queued": "Queued",
+    "running": "Running",
+    "cancelling": "Cancelling",
+    "pausing": "Pausing",
+    "waiting": "Waiting for disk space",
+    "succeeded": "Done",
+    "failed": "Failed",
+    "cancelled": "Cancelled",
+    "paused": "Paused",
+    "preparing": "Preparing",
+    "ready": "Ready",
+    "stopping": "Stopping",
+    "stopped": "Stopped",
+    "done": "Done",
+}
+
+
+def number(value: float | None, digits: int = 0) -> str:
+    """1234567 -> 1,234,567."""
+    return NOTHING if value is None else f"{value:,.{digits}f}"
+
+
+def figure(value: float | None) -> str:
+    """A loss or a rate with four significant digits, never as 1e-05 where 0.00001 is as short."""
+    if value is None:
+        return NOTHING
+    if value == 0:
+        return "0"
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.4f}" if abs(value) >= 0.01 else f"{value:.6f}".rstrip("0") or "0"
+
+
+def percent(share: float | None, digits: int = 1) -> str:
+    """0.1234 -> 12.3 %."""
+    return NOTHING if share is None else f"{share * 100:.{digits}f} %"
+
+
+def size(num_bytes: float | None) -> str:
+    """Bytes in the largest unit that keeps a digit before the point; steps of 1000."""
+    if num_bytes is None:
+        return NOTHING
+    value = float(num_bytes)
+    for unit in ("B", "kB", "MB"):
+        if value < 999.5:
+            return f"{value:.0f} {unit}" if unit == "B" or value >= 99.95 else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} GB"
+
+
+def memory(megabytes: float | None) -> str:
+    """Megabytes as the workers measure them."""
+    return NOTHING if megabytes is None else size(megabytes * 1e6)
+
+
+def duration(seconds: float | None) -> str:
+    """3 min 20 s; the two largest units that matter."""
+    if seconds is None:
+        return NOTHING
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min"
+
+
+def ago(at: float | None) -> str:
+    """How long ago, in one unit."""
+    if at is None:
+        return NOTHING
+    seconds = max(0.0, time.time() - at)
+    for limit, length, unit in ((90, 60, "min"), (36, 3600, "h"), (14, 86400, "days")):
+        if seconds < 45:
+            return "just now"
+        if seconds < limit * length:
+            return f"{max(1, round(seconds / length))} {unit} ago"
+    return datetime.fromtimestamp(at, UTC).strftime("%-d %b %Y")
+
+
+def iso(at: float) -> str:
+    """For the `datetime` of a <time>."""
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def short(text: str, length: int = 80) -> str:
+    """The first characters of a long text, on one line."""
+    line = " ".join(text[: 4 * length].split())
+    return line if len(line) <= length and len(text) <= 4 * length else line[:length] + "…"
+
+
+def state(key: str) -> str:
+    """A state in the words of the screen."""
+    return STATES.get(key, key)
+
+
+FILTERS: dict[str, Callable[..., Any]] = {
+    "number": number,
+    "figure": figure,
+    "percent": percent,
+    "size": size,
+    "memory": memory,
+    "duration": duration,
+    "ago": ago,
+    "iso": iso,
+    "short": short,
+    "state": state,
+}

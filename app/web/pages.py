@@ -1,0 +1,88 @@
+"""Renders templates: the Jinja environment, and the two answers a page handler gives."""
+
+import hashlib
+from functools import cache
+from typing import Any
+from urllib.parse import quote, unquote
+
+from fastapi import Request
+from fastapi.responses import HTMLResponse, RedirectResponse
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from app import storage
+from app.methods import METHODS
+from app.web import colours, formats
+
+THEMES = ("light", "dark", "system")
+_NOTICE = "studio-notice"  # cookie: one sentence for the next page, after a redirect
+_THEME = "studio-theme"
+
+
+@cache
+def _environment() -> Environment:
+    made = Environment(
+        loader=FileSystemLoader(storage.templates_folder()),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters |= formats.FILTERS
+    made.globals |= {"methods": METHODS, "static": static, "methods_sheet": colours.ADDRESS}
+    return made
+
+
+@cache
+def static(name: str) -> str:
+    """The address of a file in static/, with a mark of its content so that it may be kept."""
+    path = storage.static_folder() / name
+    mark = hashlib.sha256(path.read_bytes()).hexdigest()[:12] if path.is_file() else "missing"
+    return f"/static/{name}?v={mark}"
+
+
+def render(request: Request, template: str, *, status: int = 200, **values: Any) -> HTMLResponse:
+    """A page, or a fragment if the template's name begins with `_`.
+
+    Every template also knows `path`, `theme`, `notice`, `methods` and `static(name)`.
+    """
+    page = not template.startswith("_")
+    theme = request.cookies.get(_THEME, "system")
+    notice = unquote(request.cookies.get(_NOTICE, "")) if page else ""
+    text = (
+        _environment()
+        .get_template(template)
+        .render(
+            path=request.scope["path"],
+            theme=theme if theme in THEMES else "system",
+            notice=notice,
+            status=status,
+            **values,
+        )
+    )
+    response = HTMLResponse(text, status_code=status)
+    if notice:
+        response.delete_cookie(_NOTICE)
+    return response
+
+
+def redirect(to: str, notice: str = "") -> RedirectResponse:
+    """Go to a page of the studio after a form (303), which then says the notice once."""
+    response = RedirectResponse(local(to), status_code=303)
+    if notice:
+        value = quote(notice[:300])
+        response.set_cookie(_NOTICE, value, max_age=60, httponly=True, samesite="lax")
+    return response
+
+
+def choose_theme(to: str, theme: str) -> RedirectResponse:
+    """Remember light, dark or the system's own, and go back to the page."""
+    response = redirect(to)
+    if theme in THEMES:
+        response.set_cookie(_THEME, theme, max_age=10**8, httponly=True, samesite="lax")
+    return response
+
+
+def local(address: str) -> str:
+    """The address if it is a path of the studio, else `/`: nobody is sent elsewhere."""
+    plain = address.isprintable() and "\\" not in address
+    return address if plain and address.startswith("/") and address[1:2] != "/" else "/"

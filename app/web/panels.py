@@ -1,0 +1,117 @@
+"""What a run's panel says, in words: for the page and for the stream that keeps it current."""
+
+from collections.abc import Sequence
+
+from sqlalchemy.orm import Session
+
+from app import methods, points, runs
+from app.tables import Experiment, Point, Run
+from app.web import formats
+
+TAIL = 24  # newest points that speed and time left are told from
+FEWEST_STEPS = 10  # before that, no time left is told
+PHASES = {
+    "loading": "Loading the model",
+    "training": "Training",
+    "scoring": "Answering the test examples",
+    "saving": "Saving",
+}
+STATES = {
+    "queued": "In the queue",
+    "cancelling": "Cancelling",
+    "pausing": "Pausing, once it has saved",
+    "paused": "Paused; what was trained is kept",
+    "waiting": "Waiting for disk space",
+    "succeeded": "Done",
+    "failed": "Failed",
+    "cancelled": "Cancelled",
+}
+# For each state what can be done: action, label, question to ask before.
+ACTIONS = {
+    "queued": (("pause", "Hold"), ("cancel", "Cancel")),
+    "running": (("pause", "Pause"), ("cancel", "Cancel")),
+    "pausing": (("cancel", "Cancel"),),
+    "paused": (("resume", "Resume"), ("cancel", "Cancel")),
+    "waiting": (("resume", "Try again"), ("cancel", "Cancel")),
+    "failed": (("retry", "Retry"),),
+    "cancelled": (("retry", "Retry"),),
+}
+
+
+def ordered(experiment: Experiment) -> list[Run]:
+    """The runs in the order of their methods, a retried one after the one it repeats."""
+    order = {key: place for place, key in enumerate(methods.METHODS)}
+    return sorted(experiment.runs, key=lambda run: (order[run.method], run.position, run.id))
+
+
+def all_of(db: Session, experiment: Experiment) -> list[dict[str, str]]:
+    """The panels of all runs of the experiment."""
+    shown = ordered(experiment)
+    tails: dict[str, list[Point]] = {run.id: [] for run in shown}
+    for point in points.since(db, {run.id: max(0, run.last_number - TAIL) for run in shown}):
+        tails[point.run_id].append(point)
+    return [panel(run, tails[run.id]) for run in shown]
+
+
+def panel(run: Run, tail: Sequence[Point]) -> dict[str, str]:
+    """Every changing text of the panel. `tail`: the run's newest points, oldest first."""
+    done = run.step / run.num_steps if run.num_steps else 0.0
+    trained = [point for point in tail if point.kind == "train"]
+    newest = trained[-1] if trained else None
+    speed = newest.tokens_per_second if newest and run.state not in runs.FINAL else None
+    memory = run.figures.get("peak_memory_mb") or (newest.memory_mb if newest else None)
+    return {
+        "id": run.id,
+        "state": run.state,
+        "phase": run.phase,
+        "words": words(run),
+        "steps": f"{run.step:,} of {run.num_steps:,}" if run.num_steps else formats.NOTHING,
+        "share": f"{min(done, 1.0):.4f}",
+        "percent": f"{min(done, 1.0) * 100:.0f} %",
+        "left": time_left(run, trained),
+        "time": formats.duration(run.train_seconds or None),
+        "speed": f"{formats.number(speed or run.figures.get('tokens_per_second'))} tokens/s",
+        "memory": formats.memory(memory),
+        "best": _best(run),
+        "error": run.error or "",
+    }
+
+
+def words(run: Run) -> str:
+    """The state, or of a running run its phase, as a person would say it."""
+    if run.state == "running":
+        return PHASES.get(run.phase, "Running")
+    return STATES.get(run.state, run.state)
+
+
+def _best(run: Run) -> str:
+    if run.best_loss is None:
+        return formats.NOTHING
+    at = "" if run.best_step is None else f" at step {run.best_step:,}"
+    return f"{formats.figure(run.best_loss)}{at}"
+
+
+def time_left(run: Run, trained: Sequence[Point]) -> str:
+    """How long training goes on: a range between the pace of late and the pace of all.
+
+    Scoring comes after that and is not in it.
+    """
+    if run.state != "running" or run.phase not in ("", "training") or not run.num_steps:
+        return formats.NOTHING
+    if run.step < FEWEST_STEPS or not run.train_seconds:
+        return "estimating"
+    paces = [run.train_seconds / run.step]
+    if len(trained) > 1 and trained[-1].step > trained[0].step:
+        first, last = trained[0], trained[-1]
+        paces.append((last.seconds - first.seconds) / (last.step - first.step))
+    steps = max(0, run.num_steps - run.step)
+    return span(min(paces) * 0.9 * steps, max(paces) * 1.15 * steps)
+
+
+def span(low: float, high: float) -> str:
+    """Two times in one unit: 2 to 3 min."""
+    for unit, seconds in (("h", 3600.0), ("min", 60.0), ("s", 1.0)):
+        if high >= 2 * seconds or unit == "s":
+            first, last = int(low / seconds), int(high / seconds + 0.999)
+            return f"{last} {unit}" if first >= last else f"{first} to {last} {unit}"
+    raise AssertionError("seconds fit always")

@@ -1,0 +1,39 @@
+"""Which workers are alive: each writes a row and renews it."""
+
+import time
+
+from sqlalchemy import delete, select, update
+from sqlalchemy.orm import Session
+
+from app.tables import Worker
+
+ALIVE_SECONDS = 20.0  # a worker that has not beaten for so long is not counted
+FORGET_SECONDS = 3600.0
+
+
+def beat(db: Session, worker: Worker) -> None:
+    """Say that this worker is alive."""
+    mine = update(Worker).where(Worker.id == worker.id).values(beat_at=time.time())
+    if not db.execute(mine).rowcount:  # type: ignore[attr-defined]
+        db.merge(worker)
+    db.execute(delete(Worker).where(Worker.beat_at < time.time() - FORGET_SECONDS))
+    db.commit()
+
+
+def describe(db: Session, worker_id: str, device: str, memory_mb: float | None) -> None:
+    """Say what the worker has: a process of it that holds torch knows."""
+    mine = update(Worker).where(Worker.id == worker_id)
+    db.execute(mine.values(device=device, memory_mb=memory_mb))
+    db.commit()
+
+
+def leave(db: Session, worker_id: str) -> None:
+    """The worker has ended of its own accord."""
+    db.execute(delete(Worker).where(Worker.id == worker_id))
+    db.commit()
+
+
+def alive(db: Session) -> list[Worker]:
+    """Workers heard of just now."""
+    query = select(Worker).where(Worker.beat_at > time.time() - ALIVE_SECONDS)
+    return list(db.scalars(query.order_by(Worker.kind, Worker.id)))

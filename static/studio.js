@@ -1,0 +1,45 @@
+// The frame: theme without a reload, keys to go places, and a word when the studio does not answer.
+
+const status = document.getElementById("status");
+
+export function say(text, bad = false) {
+  const line = document.createElement("p");
+  line.className = bad ? "toast toast-bad" : "toast";
+  line.textContent = text;
+  status.replaceChildren(line);
+}
+
+document.querySelector(".themes")?.addEventListener("submit", async (event) => {
+  event.preventDefault();
+  const theme = event.submitter.value;
+  document.documentElement.dataset.theme = theme;
+  for (const button of event.target.querySelectorAll("button")) {
+    button.setAttribute("aria-pressed", String(button.value === theme));
+  }
+  const body = new URLSearchParams({ theme, to: "/" });
+  await fetch("/theme", { method: "POST", body, redirect: "manual" }).catch(() => {});
+});
+
+// "g" and then a letter, as the navigation's data-key says; "n" for a new experiment.
+let went = 0;
+document.addEventListener("keydown", (event) => {
+  const typing = event.target.closest("input, textarea, select, [contenteditable]");
+  if (typing || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.key === "g") went = event.timeStamp;
+  else if (event.timeStamp - went < 1500) {
+    document.querySelector(`.places [data-key="${CSS.escape(event.key)}"]`)?.click();
+    went = 0;
+  }
+});
+
+for (const event of ["htmx:sendError", "htmx:timeout"]) {
+  document.addEventListener(event, () => say("The studio does not answer. Is it still running?", true));
+}
+
+// A notice goes by itself once it was read; one that says no stays until the next.
+new MutationObserver(() => {
+  const line = status.querySelector(".toast:not(.toast-bad)");
+  if (line) setTimeout(() => line.remove(), 8000);
+}).observe(status, { childList: true });
+const first = status.querySelector(".toast:not(.toast-bad)");
+if (first) setTimeout(() => first.remove(), 8000);

@@ -1,0 +1,200 @@
+"""The attention of a packed row: each example sees the shared prefix and itself, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import AttentionInterface, AttentionMaskInterface
+
+NAME = "packed_rows"
+# What some architectures ask of their attention and this one does not do.
+UNKNOWN = ("s_aux", "position_bias", "cache", "head_mask")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the parts of a packed row lie: `prefix` shared tokens, then the examples.
+
+    `spread` has, for each place of a block of examples padded to the longest, the row's token
+    there, counted after the prefix; `gathered` has for each of those tokens its place in the block.
+    """
+
+    prefix: int
+    examples: int
+    longest: int
+    spread: Tensor
+    gathered: Tensor
+
+
+def layout(prefix: int, lengths: list[int]) -> Layout:
+    """The layout of a row of `prefix` tokens and then examples of these lengths."""
+    longest = max(lengths)
+    counts = torch.tensor(lengths)
+    starts = counts.cumsum(0) - counts
+    place = torch.arange(longest)
+    # A place behind an example's end holds its first token: nobody looks at it, nothing comes back.
+    spread = starts[:, None] + torch.where(place[None] < counts[:, None], place[None], 0)
+    block = torch.arange(len(lengths) * longest).view(len(lengths), longest)
+    gathered = torch.cat([block[row, :length] for row, length in enumerate(lengths)])
+    return Layout(prefix, len(lengths), longest, spread.flatten(), gathered)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """What one kind of layer may look at: within the prefix, and from an example's tokens.
+
+    `head` is (prefix, prefix); `tail` is (longest, prefix + longest). True means: may see.
+    """
+
+    layout: Layout
+    head: Tensor
+    tail: Tensor
+
+
+_row: ContextVar[Layout | None] = ContextVar("row", default=None)
+
+
+@contextmanager
+def packed(model: Any, row: Layout | None) -> Iterator[None]:
+    """Let `model` (transformers') attend as this packed row needs; forward and backward go inside.
+
+    None: a plain row, nothing is changed.
+    """
+    if row is None:
+        yield
+        return
+    before = model.config._attn_implementation
+    model.set_attn_implementation(NAME)
+    token = _row.set(row)
+    try:
+        yield
+    finally:
+        _row.reset(token)
+        model.set_attn_implementation(before)
+
+
+def _blocks(*, mask_function: Callable[..., Any], device: Any, **_: Any) -> Blocks:
+    """The model's own rule of who sees whom, asked for positions instead of places in the row."""
+    row = _row.get()
+    if row is None:
+        raise RuntimeError("Packed rows need their layout.")
+    none = torch.zeros((), dtype=torch.long, device=device)
+    place = torch.arange(row.prefix + row.longest, device=device)
+    causal: Tensor = mask_function(none, none, place[:, None], place[None, :])
+    causal = causal.expand(len(place), len(place))
+    return Blocks(row, causal[: row.prefix, : row.prefix], causal[row.prefix :])
+
+
+class _Spread(torch.autograd.Function):
+    """Tokens, (tokens, heads, width), put into the places of a padded block.
+
+    Padding brings no gradient back, so the way back is a look-up too, not a sum.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, tokens: Tensor, spread: Tensor, gathered: Tensor) -> Tensor:
+        ctx.save_for_backward(gathered)
+        return tokens.index_select(0, spread)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        (gathered,) = ctx.saved_tensors
+        return gradient.index_select(0, gathered), None, None
+
+
+class _Gather(torch.autograd.Function):
+    """The way back: the tokens that lie at these places of a block; padding is left out."""
+
+    @staticmethod
+    def forward(ctx: Any, block: Tensor, gathered: Tensor) -> Tensor:
+        ctx.save_for_backward(gathered)
+        ctx.places = block.shape[0]
+        return block.index_select(0, gathered)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        (gathered,) = ctx.saved_tensors
+        block = gradient.new_zeros((ctx.places, *gradient.shape[1:]))
+        return block.index_copy_(0, gathered, gradient), None
+
+
+def _weigh(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor,
+    *,
+    scaling: float | None,
+    dropout: float,
+    softcap: float | None,
+) -> Tensor:
+    """Plain attention, (rows, heads, tokens, width); `softcap` bounds the scores by a tanh."""
+    groups = query.shape[1] // key.shape[1]
+    if softcap is None:
+        return functional.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=mask,
+            dropout_p=dropout,
+            scale=scaling,
+            enable_gqa=groups > 1,
+        )
+    key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
+    scores = query @ key.transpose(2, 3) * (scaling or query.shape[-1] ** -0.5)
+    scores = softcap * torch.tanh(scores / softcap)
+    scores = scores.masked_fill(~mask, -torch.inf)
+    weights = functional.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype)
+    return functional.dropout(weights, dropout) @ value
+
+
+def attend(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Blocks,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """Attention of one packed row, (1, heads, tokens, width) in, (1, tokens, heads, width) out.
+
+    The prefix looks at itself; then all examples, side by side as a padded block, look at the
+    prefix and at themselves. Raises NotImplementedError for what it cannot do exactly.
+    """
+    for name in UNKNOWN:
+        if others.get(name) is not None:
+            raise NotImplementedError(f"attention with {name}")
+    row, prefix = attention_mask.layout, attention_mask.layout.prefix
+    how = {"scaling": scaling, "dropout": dropout, "softcap": softcap}
+
+    def spread(part: Tensor) -> Tensor:
+        tokens = part[0, :, prefix:].transpose(0, 1)
+        block = _Spread.apply(tokens, row.spread, row.gathered)  # type: ignore[no-untyped-call]
+        return block.view(row.examples, row.longest, *tokens.shape[1:]).transpose(1, 2)
+
+    def context(part: Tensor) -> Tensor:
+        shared = part[:, :, :prefix].expand(row.examples, -1, -1, -1)
+        return torch.cat((shared, spread(part)), dim=2)
+
+    tail = _weigh(spread(query), context(key), context(value), attention_mask.tail, **how)
+    flat = tail.transpose(1, 2).flatten(0, 1)
+    answer = _Gather.apply(flat, row.gathered)  # type: ignore[no-untyped-call]
+    if prefix:
+        start = (part[:, :, :prefix] for part in (query, key, value))
+        head = _weigh(*start, attention_mask.head, **how)
+        answer = torch.cat((head[0].transpose(0, 1), answer))
+    return answer[None], None
+
+
+AttentionInterface.register(NAME, attend)
+AttentionMaskInterface.register(NAME, _blocks)

@@ -1,0 +1,48 @@
+"""What a run works on: its examples as token ids, by the split of its experiment."""
+
+from typing import Any, NamedTuple
+
+from app import datasets, methods, prompts, storage
+from app.examples import Example
+from app.tables import Experiment, Run
+
+
+class Material(NamedTuple):
+    """The examples of each part as rows of token ids, and how many had to be cut to fit."""
+
+    train: list[Any]
+    validation: list[Any]
+    test: list[Any]
+    test_examples: list[tuple[int, Example]]  # index in the dataset, and the example itself
+    num_cut: int
+
+
+def gather(run: Run) -> Material:
+    """Tokenize the run's examples; virtual tokens count towards the maximum length."""
+    experiment = run.experiment
+    method = methods.get(run.method)
+    params = method.schema.model_validate(run.params)
+    formatter = prompts.formatter(storage.base_model_folder(experiment.base_model_id))
+    examples = datasets.rows(experiment.dataset)
+    rows = {
+        part: [
+            formatter.row(
+                experiment.template,
+                experiment.labels,
+                examples[index],
+                params.max_length,
+                method.virtual_tokens(params),
+            )
+            for index in experiment.split[part]
+        ]
+        for part in ("train", "validation", "test")
+    }
+    cut = sum(row.cut > 0 for part in rows.values() for row in part)
+    tests = [(index, examples[index]) for index in experiment.split["test"]]
+    return Material(rows["train"], rows["validation"], rows["test"], tests, cut)
+
+
+def longest_answer(experiment: Experiment, material: Material) -> int:
+    """Tokens that an answer may take when scored: the longest known one and some to spare."""
+    known = max(len(row.answer_ids) for row in [*material.train, *material.validation])
+    return known + max(8, known // 4)

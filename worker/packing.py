@@ -1,0 +1,182 @@
+"""Examples -> packed rows: [shared prefix | example | example | ...] within a token budget."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy
+import torch
+from torch import Tensor
+
+from worker import attention
+
+
+class Example(Protocol):
+    """Anything with the token ids of a prompt and of its answer, such as `prompts.Row`."""
+
+    @property
+    def prompt_ids(self) -> Sequence[int]: ...
+
+    @property
+    def answer_ids(self) -> Sequence[int]: ...
+
+
+class Row(NamedTuple):
+    """One example as token ids; the answer's are what is learned, the end of turn included."""
+
+    prompt_ids: Sequence[int]
+    answer_ids: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Packed:
+    """One forward pass: examples of one step, packed into a row or, `layout` None, padded rows.
+
+    Places count the virtual tokens, `input_ids` do not hold them. Logits are wanted at `keep`
+    (the same places in every row); of these, target i is predicted by `rows[i], columns[i]`.
+    """
+
+    input_ids: Tensor  # (rows, tokens)
+    position_ids: Tensor  # (rows, virtual + tokens)
+    attention_mask: Tensor  # (rows, virtual + tokens), 0 at padding
+    keep: Tensor  # (kept,)
+    rows: Tensor  # (targets,)
+    columns: Tensor  # (targets,)
+    targets: Tensor  # (targets,) token ids
+    examples: Tensor  # (targets,) which of the examples given each target belongs to
+    layout: attention.Layout | None
+
+    @property
+    def tokens(self) -> int:
+        """Places of all rows."""
+        return self.attention_mask.numel()
+
+    def to(self, device: str) -> Packed:
+        """The same on another device."""
+        values = {
+            name: value.to(device) if isinstance(value, Tensor) else value
+            for name, value in vars(self).items()
+        }
+        if self.layout is not None:
+            values["layout"] = self.layout.to(device)
+        return Packed(**values)
+
+
+def order(num_rows: int, seed: int, epoch: int) -> list[int]:
+    """The order of an epoch's examples: the same for the same seed and epoch, always.
+
+    Sorted by the raw stream of the counter-based generator Philox, which no version changes.
+    """
+    draws = numpy.random.Philox(key=[seed % 2**64, epoch]).random_raw(num_rows)
+    return [int(index) for index in numpy.argsort(draws, kind="stable")]
+
+
+def shared_prefix(examples: Sequence[Example]) -> int:
+    """How many tokens all prompts begin with, at most the shortest prompt less one token.
+
+    One is left because the last token of a prompt predicts the first of its own answer.
+    """
+    first, last = (pick(list(example.prompt_ids) for example in examples) for pick in (min, max))
+    common = next(
+        (place for place, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1]),
+        min(len(first), len(last)),
+    )
+    return max(0, min(common, min(len(example.prompt_ids) for example in examples) - 1))
+
+
+def pack(
+    examples: Sequence[Example], budget: int, virtual: int = 0, *, plain: bool = False
+) -> list[Packed]:
+    """The examples of one step, cut into rows of at most `budget` tokens where they allow it.
+
+    `virtual` tokens of a prompt vector stand before everything. `plain`: padded rows without a
+    shared prefix, for models that cannot attend to packed rows.
+    """
+    prefix = 0 if plain else shared_prefix(examples)
+    lengths = [len(one.prompt_ids) + len(one.answer_ids) - prefix for one in examples]
+    by_length = sorted(range(len(examples)), key=lambda index: (lengths[index], index))
+    rows: list[Packed] = []
+    for members in _cut(by_length, lengths, budget, virtual + prefix, plain):
+        build = _padded if plain else _packed
+        rows.append(build(examples, members, prefix, virtual))
+    return rows
+
+
+def _cut(
+    indices: Iterable[int], lengths: Sequence[int], budget: int, before: int, plain: bool
+) -> list[list[int]]:
+    """Consecutive groups, each within the budget or of one example alone."""
+    groups: list[list[int]] = []
+    tokens = 0
+    for index in indices:  # from short to long, so that padding stays small
+        length = lengths[index]
+        tokens = (len(groups[-1]) + 1) * (before + length) if plain and groups else tokens + length
+        if not groups or tokens > budget:
+            groups.append([])
+            tokens = before + length
+        groups[-1].append(index)
+    return groups
+
+
+def _packed(examples: Sequence[Example], members: list[int], prefix: int, virtual: int) -> Packed:
+    before = virtual + prefix
+    ids = list(examples[members[0]].prompt_ids[:prefix])
+    positions = list(range(before))
+    keep: list[int] = []
+    targets: list[int] = []
+    owners: list[int] = []
+    lengths: list[int] = []
+    for index in members:
+        prompt, answer = examples[index].prompt_ids[prefix:], examples[index].answer_ids
+        first = virtual + len(ids) + len(prompt) - 1
+        keep += range(first, first + len(answer))
+        targets += answer
+        owners += [index] * len(answer)
+        lengths.append(len(prompt) + len(answer))
+        ids += [*prompt, *answer]
+        positions += range(before, before + lengths[-1])
+    return Packed(
+        input_ids=torch.tensor([ids]),
+        position_ids=torch.tensor([positions]),
+        attention_mask=torch.ones(1, len(positions), dtype=torch.long),
+        keep=torch.tensor(keep),
+        rows=torch.zeros(len(keep), dtype=torch.long),
+        columns=torch.arange(len(keep)),
+        targets=torch.tensor(targets),
+        examples=torch.tensor(owners),
+        layout=attention.layout(before, lengths),
+    )
+
+
+def _padded(examples: Sequence[Example], members: list[int], prefix: int, virtual: int) -> Packed:
+    texts = [[*examples[index].prompt_ids, *examples[index].answer_ids] for index in members]
+    longest = max(map(len, texts))
+    rows: list[int] = []
+    places: list[int] = []
+    targets: list[int] = []
+    owners: list[int] = []
+    for row, index in enumerate(members):
+        answer = examples[index].answer_ids
+        first = virtual + len(examples[index].prompt_ids) - 1
+        rows += [row] * len(answer)
+        places += range(first, first + len(answer))
+        targets += answer
+        owners += [index] * len(answer)
+    keep = sorted(set(places))
+    mask = torch.zeros(len(members), virtual + longest, dtype=torch.long)
+    for row, text in enumerate(texts):
+        mask[row, : virtual + len(text)] = 1
+    return Packed(
+        # Padding is told by the mask, never by its id: many models end a text with that same id.
+        input_ids=torch.tensor([text + [0] * (longest - len(text)) for text in texts]),
+        position_ids=torch.arange(virtual + longest).expand(len(members), -1),
+        attention_mask=mask,
+        keep=torch.tensor(keep),
+        rows=torch.tensor(rows),
+        columns=torch.tensor([keep.index(place) for place in places]),
+        targets=torch.tensor(targets),
+        examples=torch.tensor(owners),
+        layout=None,
+    )
