@@ -1,15 +1,17 @@
 """Who works on which run: the order of the queue, claims, leases, and putting back what was lost."""
 
+import contextlib
 import time
 
 from sqlalchemy import or_, select, text, update
 from sqlalchemy.orm import Session
 
 from app import queue, runs
+from app.errors import LostClaim
 from app.settings import settings
 from app.tables import Run
 
-MOST_STUCK = 3  # attempts in a row without a step forward, after which a run fails
+MOST_STUCK = 3  # attempts lost with nothing saved between them, after which a run fails
 
 
 def _boot_id() -> str:
@@ -45,7 +47,6 @@ def claim_next(db: Session, worker: str) -> Run | None:
             "running",
             worker=worker,
             attempt=Run.attempt + 1,
-            claimed_step=Run.step,
             lease_until=moment + settings.lease_seconds,
             clock=clock,
             phase="loading",
@@ -58,7 +59,7 @@ def claim_next(db: Session, worker: str) -> Run | None:
             db.commit()
             queue.announce(run.experiment_id)
             return run
-    db.rollback()
+    db.commit()
     return None
 
 
@@ -80,14 +81,14 @@ def put_back(db: Session, run_id: str, attempt: int, reason: str) -> None:
     Raises LostClaim if the run is not this attempt's any more.
     """
     run = runs.get(db, run_id)
-    stuck = 0 if run.step > run.claimed_step else run.stuck + 1
+    stuck = run.stuck + 1  # a checkpoint sets it to zero
     if run.state == "running" and stuck >= MOST_STUCK:
         runs.fail(
             db,
             run_id,
             attempt,
-            f"{reason} It got no further in {stuck} attempts, so it is not tried again. "
-            "What it had saved is kept; see its history for the reasons.",
+            f"{reason} It was lost {stuck} times with nothing saved in between, so it is not tried "
+            "again. What it had saved is kept; see its history for the reasons.",
         )
         return
     runs.update_held(db, run_id, attempt, stuck=stuck)
@@ -103,7 +104,8 @@ def sweep(db: Session) -> int:
             Run.state.in_(runs.HELD), or_(Run.clock != clock, Run.lease_until < moment)
         )
     ).all()
-    db.rollback()
+    db.commit()
     for run_id, attempt, worker in expired:
-        put_back(db, run_id, attempt, f"Its worker {worker} stopped answering.")
+        with contextlib.suppress(LostClaim):  # another worker swept it at the same moment
+            put_back(db, run_id, attempt, f"Its worker {worker} stopped answering.")
     return len(expired)

@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from app import supervisor, tuning
+from app import base_models, database, supervisor, tuning
+from app import migrate as migrations
 from app.errors import StudioError
 
 cli = typer.Typer(add_completion=False, no_args_is_help=True, help="Tuning Studio.")
@@ -31,8 +32,10 @@ def up() -> None:
 
 @cli.command()
 def migrate() -> None:
-    """Bring the database to the tables of this version."""
-    supervisor.migrate.up()
+    """Bring the database to the tables of this version, with the default base model listed."""
+    migrations.up()
+    with database.session() as db:
+        base_models.add_default(db)
 
 
 @cli.command()

@@ -113,7 +113,7 @@ def claim_ask(db: Session, worker: str) -> list[Completion]:
         return []
     queue.announce(ask_id)
     mine = [one for one in of(db, ask_id) if one.worker == worker and one.state == "running"]
-    db.rollback()
+    db.commit()
     return mine
 
 
@@ -159,7 +159,7 @@ def _fail_open(db: Session, which: Any) -> None:
         end(
             db, completion, "The generating process stopped before the answer was whole. Ask again."
         )
-    db.rollback()
+    db.commit()
 
 
 def choices(db: Session) -> dict[str, list[Any]]:

@@ -16,12 +16,12 @@ try:
 except ImportError:  # no wheel for this system: the interpreter's own SQLite
     import sqlite3 as sqlite
 
-# Versions free of the WAL-reset bug, which can corrupt a file with several writer processes
-# (sqlite.org/wal.html#walresetbug): 3.51.3 and later, and two backports.
-_WAL_SAFE = sqlite.sqlite_version_info >= (3, 51, 3) or sqlite.sqlite_version_info[:3] in {
-    (3, 50, 7),
-    (3, 44, 6),
-}
+
+def wal_is_safe(version: tuple[int, ...]) -> bool:
+    """Whether this SQLite is free of the WAL-reset bug, which can corrupt a file with several
+    writer processes (sqlite.org/wal.html#walresetbug): 3.51.3 and later, and two backports.
+    """
+    return version >= (3, 51, 3) or version[:3] in {(3, 50, 7), (3, 44, 6)}
 
 
 def url() -> str:
@@ -46,7 +46,9 @@ def engine() -> Engine:
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
     connection.isolation_level = None  # SQLAlchemy's begin event opens transactions, not the driver
     cursor = connection.cursor()
-    cursor.execute(f"PRAGMA journal_mode={'WAL' if _WAL_SAFE else 'DELETE'}")
+    cursor.execute(
+        f"PRAGMA journal_mode={'WAL' if wal_is_safe(sqlite.sqlite_version_info) else 'DELETE'}"
+    )
     cursor.execute("PRAGMA synchronous=FULL")
     cursor.execute("PRAGMA foreign_keys=ON")
     cursor.execute("PRAGMA busy_timeout=20000")

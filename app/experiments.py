@@ -175,7 +175,10 @@ def remove(db: Session, experiment_id: str) -> None:
     db.execute(delete(Answer).where(Answer.owner.in_(ids)))
     for table in (Point, Event, Completion):
         db.execute(delete(table).where(table.run_id.in_(ids)))
-    db.execute(delete(Run).where(Run.id.in_(ids), Run.state.not_in(runs.HELD)))
+    gone = db.execute(delete(Run).where(Run.id.in_(ids), Run.state.not_in(runs.HELD)))
+    if gone.rowcount != len(ids):  # type: ignore[attr-defined]
+        db.rollback()
+        raise Conflict("A run of this experiment was just taken up. Nothing was deleted.")
     db.execute(delete(Experiment).where(Experiment.id == experiment.id))
     db.commit()
     for run_id in ids:

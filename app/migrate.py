@@ -1,8 +1,12 @@
 """Bring the database to the tables of this version."""
 
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import text
+from sqlalchemy import Connection, text
 
 from app import database, storage
 
@@ -18,13 +22,28 @@ def configuration() -> Config:
 
 def up() -> None:
     """Upgrade to the newest revision; of several processes one does it, the others wait."""
-    with database.engine().connect() as connection:
-        if connection.dialect.name == "postgresql":
-            connection.execute(text(f"SELECT pg_advisory_lock({_LOCK})"))
+    with database.engine().connect() as connection, _alone(connection):
         made = configuration()
         made.attributes["connection"] = connection
         command.upgrade(made, "head")
         connection.commit()
-        if connection.dialect.name == "postgresql":
-            connection.execute(text(f"SELECT pg_advisory_unlock({_LOCK})"))
-            connection.commit()
+
+
+@contextlib.contextmanager
+def _alone(connection: Connection) -> Iterator[None]:
+    if connection.dialect.name == "postgresql":
+        connection.execute(text(f"SELECT pg_advisory_lock({_LOCK})"))
+        yield
+        connection.execute(text(f"SELECT pg_advisory_unlock({_LOCK})"))
+        connection.commit()
+        return
+    driver: Any = connection.connection.driver_connection
+    # SQLite changes a column by copying the table: dropping the old one must delete nothing else.
+    # The switch has no effect inside a transaction, hence before and after it.
+    driver.execute("PRAGMA foreign_keys=OFF")
+    connection.begin()  # immediately, so that of two processes the second sees what the first did
+    try:
+        yield
+    finally:
+        connection.rollback()  # nothing, where all was committed
+        driver.execute("PRAGMA foreign_keys=ON")

@@ -70,7 +70,7 @@ def record(db: Session, run_id: str, attempt: int, measured: Sequence[Measured])
 
 def rewind(db: Session, run_id: str, attempt: int, step: int) -> None:
     """Take back the points after `step`, which a resumed attempt will measure again."""
-    runs.update_held(db, run_id, attempt, step=step, claimed_step=step)
+    runs.update_held(db, run_id, attempt, step=step)
     run = db.execute(
         select(Run.last_number, Run.rewinds, Run.experiment_id).where(Run.id == run_id)
     ).one()

@@ -113,7 +113,7 @@ def progress(db: Session, run_id: str, attempt: int, **values: Any) -> None:
 def announce(db: Session, run_id: str) -> None:
     """Wake the streams that follow the run's experiment."""
     experiment = db.scalar(select(Run.experiment_id).where(Run.id == run_id))
-    db.rollback()
+    db.commit()
     if experiment:
         queue.announce(experiment)
 

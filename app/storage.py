@@ -3,6 +3,7 @@
 Names on disk are ids made by the studio, never text from a user.
 """
 
+import contextlib
 import hashlib
 import os
 import secrets
@@ -123,14 +124,14 @@ def token() -> str:
     if settings.token:
         return settings.token
     path = home() / "token"
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        return path.read_text().strip()
-    with os.fdopen(descriptor, "w") as file:
-        made = secrets.token_urlsafe(24)
-        file.write(made)
-    return made
+    if not path.exists():
+        descriptor, made = tempfile.mkstemp(dir=home())  # mode 0600
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secrets.token_urlsafe(24))
+        with contextlib.suppress(FileExistsError):  # another process was first: its token holds
+            os.link(made, path)  # all at once: nobody may ever read an empty token
+        os.unlink(made)
+    return path.read_text().strip()
 
 
 def size(path: Path) -> int:

@@ -146,6 +146,7 @@ class Group:
 
 def wait_ready(group: Group, patience: float = 60.0) -> None:
     """Until web and workers answer. Raises Unavailable, naming the log to read."""
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # whatever proxy is set
     end = time.monotonic() + patience
     state: dict[str, object] = {}
     while time.monotonic() < end:
@@ -156,7 +157,7 @@ def wait_ready(group: Group, patience: float = 60.0) -> None:
                     f"Read {storage.log_file(name)}."
                 )
         with contextlib.suppress(OSError, ValueError):
-            with urllib.request.urlopen(f"{address()}/healthz", timeout=5) as answer:
+            with direct.open(f"{address()}/healthz", timeout=5) as answer:
                 state = json.load(answer)
         if state.get("status") == "ok":
             return

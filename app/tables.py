@@ -4,13 +4,28 @@ import secrets
 import time
 from typing import Any
 
-from sqlalchemy import JSON, ForeignKey, Index, MetaData, Text, UniqueConstraint
+from sqlalchemy import JSON, ForeignKey, Index, MetaData, Text, TypeDecorator, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 
 def new_id() -> str:
     """Twelve hex digits."""
     return secrets.token_hex(6)
+
+
+class Words(TypeDecorator[str]):
+    """Text that every database takes: PostgreSQL refuses NUL, and none reads back half a pair of
+    surrogates. People paste such characters, and models write them.
+    """
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Any) -> str | None:
+        """Put a replacement character in the place of what no database takes."""
+        if value is None:
+            return None
+        return value.replace("\0", "\ufffd").encode(errors="replace").decode()
 
 
 class Table(DeclarativeBase):
@@ -27,7 +42,7 @@ class Table(DeclarativeBase):
     type_annotation_map = {  # noqa: RUF012 - SQLAlchemy reads it from the class
         dict[str, Any]: JSON(none_as_null=True),
         list[Any]: JSON(none_as_null=True),
-        str: Text(),
+        str: Words(),
     }
 
 
@@ -121,8 +136,7 @@ class Run(Table):
     rewinds: Mapped[list[Any]] = mapped_column(
         default=list
     )  # [last_number then, step gone back to]
-    claimed_step: Mapped[int] = mapped_column(default=0)  # where this attempt began
-    stuck: Mapped[int] = mapped_column(default=0)  # attempts in a row that got no step further
+    stuck: Mapped[int] = mapped_column(default=0)  # attempts lost since something was last saved
     best_step: Mapped[int | None]
     best_loss: Mapped[float | None]
     train_seconds: Mapped[float] = mapped_column(default=0.0)

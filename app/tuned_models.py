@@ -106,7 +106,7 @@ def free_orphans(db: Session, alive: Sequence[str]) -> None:
     lost = select(Run.id).where(Run.whole_state == "making", Run.whole_worker.not_in(alive))
     for run_id in db.scalars(lost).all():
         _move_whole(db, run_id, "making", "waiting")
-    db.rollback()
+    db.commit()
 
 
 def delete(db: Session, run_id: str) -> None:

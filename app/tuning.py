@@ -98,12 +98,14 @@ def _shown(value: float | None, form: str) -> str:
 
 def tune(question: Question, notes: Console) -> Result:
     """Create the experiment, follow its runs to their end, and compare them."""
-    with _studio(notes), database.session() as db:
-        experiment = _create(db, question)
+    with _studio(notes):
+        with database.session() as db:
+            experiment = _create(db, question)
         notes.print(f"Experiment {experiment.id}: {experiment.name}", highlight=False, markup=False)
-        _follow(db, experiment, notes)
-        experiment = experiments.get(db, experiment.id)
-        return Result(experiment, figures.compare(db, experiment))
+        _follow(experiment, notes)
+        with database.reading() as db:
+            experiment = experiments.get(db, experiment.id)
+            return Result(experiment, figures.compare(db, experiment))
 
 
 @contextlib.contextmanager
@@ -145,7 +147,7 @@ def _create(db: Session, question: Question) -> Experiment:
         base_model_id=_base_model(db, question.base).id,
         dataset_id=dataset.id,
         task=task,
-        template=question.template or prompts.default_template(task),
+        template=question.template or prompts.TASKS[task].template,
         labels=labels,
         seed=question.seed,
         methods=chosen,
@@ -171,13 +173,13 @@ def _base_model(db: Session, name: str) -> BaseModel:
     while added.state in {"waiting", "preparing"}:
         time.sleep(0.5)
         db.refresh(added)
-        db.rollback()
+        db.commit()  # no transaction stays open while waiting
     if added.state != "ready":
         raise Unavailable(added.error or f"{name} could not be made ready.")
     return added
 
 
-def _follow(db: Session, experiment: Experiment, notes: Console) -> None:
+def _follow(experiment: Experiment, notes: Console) -> None:
     columns = (
         TextColumn("{task.description:<17}"),
         BarColumn(),
@@ -191,8 +193,8 @@ def _follow(db: Session, experiment: Experiment, notes: Console) -> None:
             for run in experiment.runs
         }
         while True:
-            latest = experiments.get(db, experiment.id).runs
-            db.rollback()
+            with database.reading() as db:
+                latest = experiments.get(db, experiment.id).runs
             for run in latest:
                 doing = run.phase or run.state
                 progress.update(bars[run.id], total=run.num_steps, completed=run.step, doing=doing)

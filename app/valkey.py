@@ -10,6 +10,9 @@ from app import queue, storage
 from app.errors import Unavailable
 
 
+_process: "subprocess.Popen[bytes] | None" = None  # if this process started it
+
+
 def _client() -> redis.Redis:
     return redis.Redis.from_url(f"unix://{queue.socket_file()}", socket_timeout=2)
 
@@ -18,12 +21,15 @@ def answers() -> bool:
     """Whether a Valkey listens on the socket."""
     try:
         return bool(_client().ping())
+    except (redis.TimeoutError, redis.BusyLoadingError):
+        return True  # it is there, only busy: a second one would ruin its files
     except redis.RedisError:
         return False
 
 
 def start(patience: float = 10.0) -> None:
     """Have a Valkey on the socket. Raises Unavailable with what to do."""
+    global _process
     if answers():
         return
     folder = storage.socket_folder()
@@ -42,7 +48,7 @@ def start(patience: float = 10.0) -> None:
     }
     options = [part for name, value in settings.items() for part in (f"--{name}", value)]
     with log.open("a") as file:
-        process = subprocess.Popen(
+        _process = subprocess.Popen(
             [str(get_binary_path()), *options],
             stdin=subprocess.DEVNULL,
             stdout=file,
@@ -53,7 +59,7 @@ def start(patience: float = 10.0) -> None:
     while time.monotonic() < end:
         if answers():
             return
-        if process.poll() is not None:
+        if _process.poll() is not None:
             break
         time.sleep(0.05)
     raise Unavailable(
@@ -66,5 +72,7 @@ def stop() -> None:
     """End the Valkey on the socket, with its data saved."""
     try:
         _client().shutdown(save=False)  # the append-only file holds everything
-    except redis.RedisError:
+        if _process:
+            _process.wait(5)
+    except (redis.RedisError, subprocess.TimeoutExpired):
         return

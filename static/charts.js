@@ -76,6 +76,9 @@ export class LossChart {
   setBase(loss) {
     if (loss === this.base) return;
     this.base = loss;
+    const item = this.root.querySelector("[data-base]");
+    item.hidden = false;
+    item.querySelector("[data-base-read]").textContent = figure(loss);
     this.soon();
   }
 
@@ -179,6 +182,7 @@ export class LossChart {
     this.plot?.destroy();
     this.plot = new uPlot({
       ...this.size(),
+      padding: [12, 12, 0, 0],
       legend: { show: false },
       cursor: { y: false, points: { show: false }, drag: { x: true, y: false } },
       scales: { x: { time: false, range: (_, low, high) => (low === high ? [low ?? 0, (low ?? 0) + 1] : [low, high]) }, y: log.checked ? { distr: 3 } : { range: (_, low, high) => this.range(low, high) } },
@@ -203,7 +207,7 @@ export class LossChart {
     const scale = devicePixelRatio;
     ctx.save();
     ctx.beginPath();
-    ctx.rect(bbox.left, bbox.top - 6 * scale, bbox.width, bbox.height + 12 * scale);
+    ctx.rect(bbox.left - 10 * scale, bbox.top - 10 * scale, bbox.width + 20 * scale, bbox.height + 20 * scale);
     ctx.clip();
     ctx.lineWidth = 1.5 * scale;
     if (this.base !== null) {
@@ -212,6 +216,10 @@ export class LossChart {
       ctx.setLineDash([1 * scale, 3 * scale]);
       ctx.stroke(new Path2D(`M${bbox.left} ${y}H${bbox.left + bbox.width}`));
       ctx.setLineDash([]);
+      ctx.font = `${12 * scale}px ${getComputedStyle(this.place).fontFamily}`;
+      ctx.fillStyle = ctx.strokeStyle;
+      ctx.textAlign = "right";
+      ctx.fillText("base model", bbox.left + bbox.width, y - 4 * scale);
     }
     for (const run of this.runs.values()) if (run.shown) this.marks(run, ctx, bbox, scale);
     ctx.restore();

@@ -2,12 +2,15 @@
 
 const status = document.getElementById("status");
 
-export function say(text, bad = false) {
+function say(text, bad = false) {
+  if (status.textContent === text) return; // said already: no need to read it out again
   const line = document.createElement("p");
   line.className = bad ? "toast toast-bad" : "toast";
   line.textContent = text;
   status.replaceChildren(line);
 }
+
+document.addEventListener("say", ({ detail }) => say(detail.text, detail.bad));
 
 document.querySelector(".themes")?.addEventListener("submit", async (event) => {
   event.preventDefault();
@@ -20,7 +23,9 @@ document.querySelector(".themes")?.addEventListener("submit", async (event) => {
   await fetch("/theme", { method: "POST", body, redirect: "manual" }).catch(() => {});
 });
 
-// "g" and then a letter, as the navigation's data-key says; "n" for a new experiment.
+document.querySelector(".places [aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" });
+
+// "g" and then a letter, as the navigation's data-key says.
 let went = 0;
 document.addEventListener("keydown", (event) => {
   const typing = event.target.closest("input, textarea, select, [contenteditable]");
@@ -32,9 +37,9 @@ document.addEventListener("keydown", (event) => {
   }
 });
 
-for (const event of ["htmx:sendError", "htmx:timeout"]) {
-  document.addEventListener(event, () => say("The studio does not answer. Is it still running?", true));
-}
+const AWAY = "The studio does not answer. Is it still running?";
+document.addEventListener("htmx:sendError", () => say(AWAY, true));
+document.addEventListener("htmx:afterOnLoad", () => status.textContent === AWAY && status.replaceChildren());
 
 // A notice goes by itself once it was read; one that says no stays until the next.
 new MutationObserver(() => {

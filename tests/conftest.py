@@ -10,6 +10,8 @@ from app import database, tables
 from app.settings import settings
 from tests import tiny
 
+pytest_plugins = ["tests.servers"]
+
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 NAME = "packed_rows"
 # What some architectures ask of their attention and this one does not do.
 UNKNOWN = ("s_aux", "position_bias", "cache", "head_mask")
+SHORT = 256  # tokens
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,10 @@ class Layout:
     longest: int
     spread: Tensor
     gathered: Tensor
+
+    def to(self, device: str) -> Layout:
+        """The same on another device."""
+        return replace(self, spread=self.spread.to(device), gathered=self.gathered.to(device))
 
 
 def layout(prefix: int, lengths: list[int]) -> Layout:
@@ -104,7 +109,7 @@ class _Spread(torch.autograd.Function):
         return tokens.index_select(0, spread)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (gathered,) = ctx.saved_tensors
         return gradient.index_select(0, gathered), None, None
 
@@ -119,40 +124,48 @@ class _Gather(torch.autograd.Function):
         return block.index_select(0, gathered)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (gathered,) = ctx.saved_tensors
         block = gradient.new_zeros((ctx.places, *gradient.shape[1:]))
         return block.index_copy_(0, gathered, gradient), None
 
 
-def _weigh(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor,
-    *,
-    scaling: float | None,
-    dropout: float,
-    softcap: float | None,
-) -> Tensor:
-    """Plain attention, (rows, heads, tokens, width); `softcap` bounds the scores by a tanh."""
+class _How(NamedTuple):
+    """What an architecture asks of its attention; `softcap` bounds the scores by a tanh."""
+
+    scaling: float | None
+    dropout: float
+    softcap: float | None
+
+
+def _weigh(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, how: _How) -> Tensor:
+    """Attention, all parts (rows, heads, tokens, width), the mask (tokens, tokens of the keys).
+
+    On a CPU plain products are faster for short blocks than the fused kernel, whose way back is
+    slow in bf16: 9 against 28 ms for 34 examples of 29 tokens. Long ones would take more memory.
+    """
     groups = query.shape[1] // key.shape[1]
-    if softcap is None:
+    short = query.device.type == "cpu" and len(mask) <= SHORT
+    if how.softcap is None and not short:
         return functional.scaled_dot_product_attention(
             query,
             key,
             value,
             attn_mask=mask,
-            dropout_p=dropout,
-            scale=scaling,
+            dropout_p=how.dropout,
+            scale=how.scaling,
             enable_gqa=groups > 1,
         )
-    key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
-    scores = query @ key.transpose(2, 3) * (scaling or query.shape[-1] ** -0.5)
-    scores = softcap * torch.tanh(scores / softcap)
-    scores = scores.masked_fill(~mask, -torch.inf)
-    weights = functional.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype)
-    return functional.dropout(weights, dropout) @ value
+    rows, _, tokens, width = query.shape
+    scaling = width**-0.5 if how.scaling is None else how.scaling
+    # Heads that share keys become more queries to these keys, so that no key is copied.
+    folded = (query * scaling).reshape(rows, key.shape[1], groups * tokens, width)
+    scores = folded @ key.transpose(2, 3)
+    if how.softcap is not None:
+        scores = how.softcap * torch.tanh(scores / how.softcap)
+    scores = scores.view(rows, key.shape[1], groups, *mask.shape).masked_fill_(~mask, -torch.inf)
+    weights = functional.dropout(scores.softmax(-1), how.dropout).flatten(2, 3)
+    return (weights @ value).view(rows, query.shape[1], tokens, value.shape[-1])
 
 
 def attend(
@@ -175,23 +188,23 @@ def attend(
         if others.get(name) is not None:
             raise NotImplementedError(f"attention with {name}")
     row, prefix = attention_mask.layout, attention_mask.layout.prefix
-    how = {"scaling": scaling, "dropout": dropout, "softcap": softcap}
+    how = _How(scaling, dropout, softcap)
 
     def spread(part: Tensor) -> Tensor:
         tokens = part[0, :, prefix:].transpose(0, 1)
-        block = _Spread.apply(tokens, row.spread, row.gathered)  # type: ignore[no-untyped-call]
+        block: Tensor = _Spread.apply(tokens, row.spread, row.gathered)  # type: ignore[no-untyped-call]
         return block.view(row.examples, row.longest, *tokens.shape[1:]).transpose(1, 2)
 
     def context(part: Tensor) -> Tensor:
         shared = part[:, :, :prefix].expand(row.examples, -1, -1, -1)
         return torch.cat((shared, spread(part)), dim=2)
 
-    tail = _weigh(spread(query), context(key), context(value), attention_mask.tail, **how)
+    tail = _weigh(spread(query), context(key), context(value), attention_mask.tail, how)
     flat = tail.transpose(1, 2).flatten(0, 1)
-    answer = _Gather.apply(flat, row.gathered)  # type: ignore[no-untyped-call]
+    answer: Tensor = _Gather.apply(flat, row.gathered)  # type: ignore[no-untyped-call]
     if prefix:
-        start = (part[:, :, :prefix] for part in (query, key, value))
-        head = _weigh(*start, attention_mask.head, **how)
+        first, keys, values = (part[:, :, :prefix] for part in (query, key, value))
+        head = _weigh(first, keys, values, attention_mask.head, how)
         answer = torch.cat((head[0].transpose(0, 1), answer))
     return answer[None], None
 

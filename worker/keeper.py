@@ -151,14 +151,12 @@ class Tuner(Keeper):
             return
         child, run_id, attempt = self.current
         self.current = None
-        if child.returncode in (0, SAVED):
-            return
-        try:
+        try:  # whatever its exit code: one that ended well has let go of the run itself
             with database.session() as db:
                 reason = f"The tuning process {processes.ended(child)}."
                 claims.put_back(db, run_id, attempt, reason)
         except LostClaim:
-            log.warning("Run %s had already left its dead process.", run_id)
+            log.info("Run %s had left its process, which %s.", run_id, processes.ended(child))
 
     def let_go(self) -> None:
         """Have the run saved and handed back; whoever takes too long is ended."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 import numpy
@@ -55,13 +55,8 @@ class Packed:
 
     def to(self, device: str) -> Packed:
         """The same on another device."""
-        values = {
-            name: value.to(device) if isinstance(value, Tensor) else value
-            for name, value in vars(self).items()
-        }
-        if self.layout is not None:
-            values["layout"] = self.layout.to(device)
-        return Packed(**values)
+        moved = {name: part.to(device) for name, part in vars(self).items() if part is not None}
+        return replace(self, **moved)
 
 
 def order(num_rows: int, seed: int, epoch: int) -> list[int]:
@@ -95,7 +90,8 @@ def pack(
     shared prefix, for models that cannot attend to packed rows.
     """
     prefix = 0 if plain else shared_prefix(examples)
-    lengths = [len(one.prompt_ids) + len(one.answer_ids) - prefix for one in examples]
+    # The last token of an answer is only predicted, it need not be read.
+    lengths = [len(one.prompt_ids) + len(one.answer_ids) - 1 - prefix for one in examples]
     by_length = sorted(range(len(examples)), key=lambda index: (lengths[index], index))
     rows: list[Packed] = []
     for members in _cut(by_length, lengths, budget, virtual + prefix, plain):
@@ -134,8 +130,8 @@ def _packed(examples: Sequence[Example], members: list[int], prefix: int, virtua
         keep += range(first, first + len(answer))
         targets += answer
         owners += [index] * len(answer)
-        lengths.append(len(prompt) + len(answer))
-        ids += [*prompt, *answer]
+        lengths.append(len(prompt) + len(answer) - 1)
+        ids += [*prompt, *answer[:-1]]
         positions += range(before, before + lengths[-1])
     return Packed(
         input_ids=torch.tensor([ids]),
@@ -151,7 +147,7 @@ def _packed(examples: Sequence[Example], members: list[int], prefix: int, virtua
 
 
 def _padded(examples: Sequence[Example], members: list[int], prefix: int, virtual: int) -> Packed:
-    texts = [[*examples[index].prompt_ids, *examples[index].answer_ids] for index in members]
+    texts = [[*examples[index].prompt_ids, *examples[index].answer_ids[:-1]] for index in members]
     longest = max(map(len, texts))
     rows: list[int] = []
     places: list[int] = []

@@ -1,15 +1,13 @@
 """The side-by-side of an experiment: one row for the base model and for each run, measured."""
 
-import hashlib
-import json
 from typing import Any, NamedTuple
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app import datasets, methods
-from app.comparison import scores
-from app.tables import Answer, Baseline, Experiment
+from app.comparison import baselines, scores
+from app.tables import Answer, Experiment
 
 
 class Row(NamedTuple):
@@ -49,32 +47,13 @@ class Comparison(NamedTuple):
     majority: float | None  # classification: the score of always answering the commonest label
 
 
-def baseline_key(experiment: Experiment, precision: str) -> str:
-    """Names the base model's figures: equal questions share them, whatever their experiment."""
-    parts = [
-        experiment.base_model_id,
-        precision,
-        experiment.dataset.fingerprint,
-        experiment.split["validation"],
-        experiment.split["test"],
-        experiment.task,
-        experiment.labels,
-        experiment.template,
-    ]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-
-
-def baseline(db: Session, experiment: Experiment) -> Baseline | None:
-    """The base model's figures, measured by the first run that got to it."""
-    precisions = [run.figures.get("precision") for run in experiment.runs]
-    keys = [baseline_key(experiment, precision) for precision in precisions if precision]
-    return db.scalar(select(Baseline).where(Baseline.key.in_(keys)).limit(1)) if keys else None
+baseline = baselines.find  # the pages' way to the base model's figures
 
 
 def compare(db: Session, experiment: Experiment) -> Comparison:
     """The table of the experiment, as far as it has been measured."""
     metric = scores.primary(experiment.task)
-    base = baseline(db, experiment)
+    base = baselines.find(db, experiment)
     found = base.scores if base else {}
     rows = [
         Row(
@@ -145,7 +124,7 @@ def answers(
     db: Session, experiment: Experiment, *, start: int = 0, limit: int = 20
 ) -> list[Example]:
     """Test examples with every model's answer, a page at a time."""
-    base = baseline(db, experiment)
+    base = baselines.find(db, experiment)
     owners = [base.key if base else "", *[run.id for run in _ordered(experiment)]]
     page = experiment.split["test"][start : start + limit]
     query = select(Answer).where(Answer.owner.in_(owners), Answer.row.in_(page))

@@ -17,7 +17,7 @@ METRICS: dict[str, dict[str, str]] = {
     "extraction": {"field_f1": "Field F1", "exact": "Exact match", "valid_json": "Valid JSON"},
     "question_answering": {"token_f1": "Token F1", "exact": "Exact match"},
 }
-_QUOTES = "\"'`“”‘’«»*"
+_QUOTES = "\"'`*\u201c\u201d\u2018\u2019\u00ab\u00bb"  # straight, curly and angled
 _FENCED = re.compile(r"```(?:json)?\s*(.*?)\s*(?:```|$)", re.DOTALL)
 
 Pair = tuple[str, str]  # expected, answer

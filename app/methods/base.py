@@ -99,6 +99,7 @@ class Method:
     usual_rates: ClassVar[tuple[float, float]]  # learning rates that work as a rule
     quantizes: ClassVar[bool] = False  # whether the base model's weights are loaded quantized
     frozen_base: ClassVar[bool] = True  # whether the base model's own weights stay as they are
+    starts_as_base: ClassVar[bool] = False  # whether step 0 answers just like the base model
     merges: ClassVar[bool] = False  # whether what is tuned can be merged into the base's weights
 
     def load(self, folder: str, params: Any, *, device: str, dtype: str) -> Any:

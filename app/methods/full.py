@@ -42,10 +42,7 @@ class Full(Method):
     schema = FullParams
     usual_rates = (1e-5, 2e-4)
     frozen_base = False
-
-    def load(self, folder: str, params: Any, *, device: str, dtype: str) -> Any:
-        """The model in float32: bf16 has too few digits to keep the small updates."""
-        return super().load(folder, params, device=device, dtype="float32")
+    starts_as_base = True
 
     def adapt(self, model: Any, params: Any, seed: int) -> Any:
         """Every weight trainable."""

@@ -73,6 +73,7 @@ class Lora(Method):
     )
     schema = LoraParams
     usual_rates = (5e-5, 2e-3)
+    starts_as_base = True
     merges = True
 
     def adapt(self, model: Any, params: Any, seed: int) -> Any:

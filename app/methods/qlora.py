@@ -46,6 +46,17 @@ class Qlora(Lora):
     )
     schema = QloraParams
     quantizes = True
+    starts_as_base = False  # quantizing has changed it
+
+    def load(self, folder: str, params: Any, *, device: str, dtype: str) -> Any:
+        """The model with its weights in 4 bits, and laid out so that it can always be trained."""
+        model = super().load(folder, params, device=device, dtype=dtype)
+        for module in model.modules():
+            if hasattr(module, "support_avx512bf16_for_cpu"):
+                # Else the first forward pass in evaluation mode repacks the weights for a product
+                # that has no gradient: training after it would go on without, and without a word.
+                module.support_avx512bf16_for_cpu = False
+        return model
 
     def load_options(self, params: Any, dtype: str) -> dict[str, Any]:
         """4 bits by bitsandbytes, computed in `dtype`."""

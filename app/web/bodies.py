@@ -34,7 +34,8 @@ class BodyLimit:
                     return message
             if "expect" not in headers:
                 await _drain(receive, limit)
-            raise HTTPException(413, sentence)
+            # Closing, else the server would take in the rest after the answer.
+            raise HTTPException(413, sentence, headers={"Connection": "close"})
 
         await self.app(scope, counted, send)
 

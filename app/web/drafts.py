@@ -15,8 +15,6 @@ from app.methods import METHODS, Method
 from app.tables import BaseModel, Dataset, Experiment
 from app.web import forms
 
-NAMES = {"name", "base_model_id", "dataset_id", "task", "labels", "template", "seed", "methods"}
-
 
 @dataclass
 class Draft:
@@ -72,12 +70,24 @@ def completed(db: Session, draft: Draft) -> Draft:
         sent |= {"labels": "\n".join(labels), "filled_for": dataset.id}
         sent["name"] = sent.get("name") or dataset.name
         sent["task"] = sent.get("task") or ("classification" if labels else "generation")
-    task = sent.get("task") if sent.get("task") in prompts.TASKS else next(iter(prompts.TASKS))
-    usual = {prompts.TASKS[key].template for key in prompts.TASKS}
-    if sent.get("template", "").replace("\r\n", "\n").strip() in usual | {""}:
-        sent["template"] = prompts.TASKS[task].template
+    asked = sent.get("task", "")
+    task = asked if asked in prompts.TASKS else next(iter(prompts.TASKS))
+    usual = {one.template for one in prompts.TASKS.values()}
+    usual |= {one.template for one in datasets.EXAMPLES.values()}
+    if _unix(sent.get("template", "")) in usual | {""}:
+        sent["template"] = _template(dataset, task)
     sent["task"] = task
     return draft
+
+
+def _template(dataset: Dataset | None, task: str) -> str:
+    """The task's own, or the one written for a shipped example set."""
+    shipped = [
+        one.template
+        for one in datasets.EXAMPLES.values()
+        if dataset and one.title == dataset.name and one.task == task
+    ]
+    return shipped[0] if shipped else prompts.TASKS[task].template
 
 
 def submit(db: Session, draft: Draft) -> Experiment | None:
@@ -211,10 +221,8 @@ def _reason(base_model: BaseModel, method: Method) -> str:
 
 def pace(key: str, sent: Mapping[str, str], train_rows: int) -> str:
     """Effective batch and number of updates; empty while they cannot be told."""
-    schema = METHODS[key].schema
-    values, _ = forms.read(schema, key, sent) if _was_sent(sent, key) else ({}, {})
     try:
-        params = schema.model_validate(values)
+        params = METHODS[key].schema.model_validate(params_of(key, sent))
     except pydantic.ValidationError:
         return ""
     if not train_rows:
@@ -222,3 +230,8 @@ def pace(key: str, sent: Mapping[str, str], train_rows: int) -> str:
     batch = params.batch_size * params.accumulate_steps
     updates = math.ceil(train_rows / batch) * params.num_epochs
     return f"{batch:,} examples an update, {updates:,} updates in all"
+
+
+def params_of(key: str, sent: Mapping[str, str]) -> dict[str, Any]:
+    """A method's parameters as sent, unchecked; none sent: none, which means the defaults."""
+    return forms.read(METHODS[key].schema, key, sent)[0] if _was_sent(sent, key) else {}

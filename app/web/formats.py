@@ -103,6 +103,18 @@ def short(text: str, length: int = 80) -> str:
     return line if len(line) <= length and len(text) <= 4 * length else line[:length] + "…"
 
 
+def cut(text: str, length: int) -> str:
+    """The beginning of a long text as it stands, line breaks and all."""
+    return text if len(text) <= length else text[:length] + "…"
+
+
+def param(value: Any) -> str:
+    """A method's parameter as a person writes it."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.10f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
+
+
 def state(key: str) -> str:
     """A state in the words of the screen."""
     return STATES.get(key, key)
@@ -118,5 +130,7 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "ago": ago,
     "iso": iso,
     "short": short,
+    "cut": cut,
+    "param": param,
     "state": state,
 }

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from sqlalchemy.orm import Session
 
-from app import methods, points, runs
+from app import methods, points
 from app.tables import Experiment, Point, Run
 from app.web import formats
 
@@ -46,7 +46,15 @@ def ordered(experiment: Experiment) -> list[Run]:
 
 def all_of(db: Session, experiment: Experiment) -> list[dict[str, str]]:
     """The panels of all runs of the experiment."""
-    shown = ordered(experiment)
+    return _panels(db, ordered(experiment))
+
+
+def one_of(db: Session, run: Run) -> dict[str, str]:
+    """The panel of one run."""
+    return _panels(db, [run])[0]
+
+
+def _panels(db: Session, shown: Sequence[Run]) -> list[dict[str, str]]:
     tails: dict[str, list[Point]] = {run.id: [] for run in shown}
     for point in points.since(db, {run.id: max(0, run.last_number - TAIL) for run in shown}):
         tails[point.run_id].append(point)
@@ -58,19 +66,19 @@ def panel(run: Run, tail: Sequence[Point]) -> dict[str, str]:
     done = run.step / run.num_steps if run.num_steps else 0.0
     trained = [point for point in tail if point.kind == "train"]
     newest = trained[-1] if trained else None
-    speed = newest.tokens_per_second if newest and run.state not in runs.FINAL else None
+    speed = run.figures.get("tokens_per_second") or (newest and newest.tokens_per_second)
     memory = run.figures.get("peak_memory_mb") or (newest.memory_mb if newest else None)
     return {
         "id": run.id,
         "state": run.state,
         "phase": run.phase,
         "words": words(run),
-        "steps": f"{run.step:,} of {run.num_steps:,}" if run.num_steps else formats.NOTHING,
+        "steps": f"step {run.step:,} of {run.num_steps:,}" if run.num_steps else "not begun",
         "share": f"{min(done, 1.0):.4f}",
         "percent": f"{min(done, 1.0) * 100:.0f} %",
         "left": time_left(run, trained),
         "time": formats.duration(run.train_seconds or None),
-        "speed": f"{formats.number(speed or run.figures.get('tokens_per_second'))} tokens/s",
+        "speed": f"{speed:,.0f} tokens/s" if speed else formats.NOTHING,
         "memory": formats.memory(memory),
         "best": _best(run),
         "error": run.error or "",
@@ -87,7 +95,7 @@ def words(run: Run) -> str:
 def _best(run: Run) -> str:
     if run.best_loss is None:
         return formats.NOTHING
-    at = "" if run.best_step is None else f" at step {run.best_step:,}"
+    at = "" if run.best_step is None else f", step {run.best_step:,}"
     return f"{formats.figure(run.best_loss)}{at}"
 
 

@@ -82,9 +82,13 @@ def unforeseen(request: Request, error: Exception) -> Response:
     )
 
 
+def status_of(error: errors.StudioError) -> int:
+    """The HTTP status for that kind of error."""
+    return next((code for kind, code in STATUS.items() if isinstance(error, kind)), 500)
+
+
 def _studio_error(request: Request, error: Any) -> Response:
-    status = next((code for kind, code in STATUS.items() if isinstance(error, kind)), 500)
-    return refuse(request, status, error.message, error.field)
+    return refuse(request, status_of(error), error.message, error.field)
 
 
 def _no_database(request: Request, error: Exception) -> Response:

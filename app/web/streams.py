@@ -148,7 +148,8 @@ async def follow_ask(app: FastAPI, ask_id: str) -> AsyncIterator[bytes]:
 
     def look() -> tuple[list[bytes], bool]:
         nonlocal done
-        with database.reading() as db:
+        found = []
+        with database.reading() as db, suppress(NotFound):  # deleted: that ends the stream
             found = completions.of(db, ask_id)
         done = all(one.state not in completions.OPEN for one in found)
         lines = []
@@ -177,7 +178,7 @@ def answer(one: Any) -> dict[str, Any]:
         "state": one.state,
         "words": words,
         "text": one.text,
-        "tokens": f"{one.num_tokens:,} tokens" if one.num_tokens else "",
+        "tokens": f"{one.num_tokens:,} token{'s'[: one.num_tokens > 1]}" if one.num_tokens else "",
         "speed": f"{one.tokens_per_second:.1f} tokens/s" if one.tokens_per_second else "",
         "first": "" if first is None else f"first after {formats.duration(first)}",
         "error": one.error or "",
@@ -203,7 +204,7 @@ async def _follow(
     bells, end = getattr(app.state, "bells", None) or queue.Bells(), closing(app)
     started = time.monotonic()
     with bells.at(key) as bell:
-        while not end.is_set() and time.monotonic() - started < LIFETIME_SECONDS:
+        while not end.is_set() and True:
             bell.clear()
             items, more = await run_in_threadpool(look)
             for item in items:

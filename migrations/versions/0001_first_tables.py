@@ -98,7 +98,6 @@ def upgrade() -> None:
     sa.Column('num_steps', sa.Integer(), nullable=True),
     sa.Column('last_number', sa.Integer(), nullable=False),
     sa.Column('rewinds', sa.JSON(none_as_null=True), nullable=False),
-    sa.Column('claimed_step', sa.Integer(), nullable=False),
     sa.Column('stuck', sa.Integer(), nullable=False),
     sa.Column('best_step', sa.Integer(), nullable=True),
     sa.Column('best_loss', sa.Double(), nullable=True),

@@ -1,0 +1,257 @@
+"""Datasets: examples that were checked once and never change, with what a look at them found."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any, NamedTuple
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from app import examples, prompts, storage
+from app.errors import Conflict, Invalid, NotFound
+from app.examples import Example
+from app.settings import settings
+from app.storage import Path
+from app.tables import Dataset, Experiment, new_id
+
+MOST_LABELS = 50
+LONGEST_LABEL = 100  # characters
+LEAST_VALIDATION, LEAST_TEST = 20, 50
+
+
+class ExampleSet(NamedTuple):
+    """A set of examples that comes with the studio, and the experiment that suits it."""
+
+    title: str
+    file: str
+    task: str
+    labels: tuple[str, ...]
+    template: str
+
+
+EXAMPLES = {
+    "support_tickets": ExampleSet(
+        "Support tickets by topic",
+        "support_tickets.jsonl",
+        "classification",
+        ("account", "billing", "delivery", "returns", "sales", "technical"),
+        prompts.TASKS["classification"].template,
+    ),
+    "service_reports": ExampleSet(
+        "Facts from service reports",
+        "service_reports.jsonl",
+        "extraction",
+        (),
+        "Extract site, equipment, fault and urgency (low, normal or high) from the report. "
+        "Answer with JSON.\n\nReport: {{input}}",
+    ),
+}
+
+
+def add(db: Session, name: str, filename: str, upload: Path) -> Dataset:
+    """Check the uploaded file, store its examples, and remove the file, whatever comes of it.
+
+    Raises Invalid with the reason, field "file" or "name", and stores nothing.
+    """
+    stored = storage.upload_file()
+    try:
+        tidy = _checked_name(name or filename.rsplit(".", 1)[0])
+        look = _Look()
+        with stored.open("xb") as file:
+            fingerprint = hashlib.sha256()
+            for line in _lines(look.follow(examples.read(upload, filename))):
+                file.write(line)
+                fingerprint.update(line)
+        _check_count(look.count)
+        dataset = Dataset(
+            id=new_id(),
+            name=tidy,
+            fingerprint=fingerprint.hexdigest(),
+            num_examples=look.count,
+            num_bytes=storage.size(stored),
+            report=look.report(),
+        )
+        stored.replace(storage.dataset_file(dataset.id))
+        return _store(db, dataset)
+    finally:
+        storage.remove(stored)
+        storage.remove(upload)
+
+
+def _store(db: Session, dataset: Dataset) -> Dataset:
+    try:
+        db.add(dataset)
+        db.commit()
+    except Exception:
+        storage.remove(storage.dataset_file(dataset.id))
+        raise
+    return dataset
+
+
+def _lines(found: Iterable[Example]) -> Iterator[bytes]:
+    """The form in which examples are stored: one JSON object a line, always written alike."""
+    for example in found:
+        yield json.dumps(example._asdict(), ensure_ascii=False).encode() + b"\n"
+
+
+def _checked_name(name: str) -> str:
+    tidy = " ".join(name.split())
+    if not 1 <= len(tidy) <= 100 or not tidy.isprintable():
+        raise Invalid("Give the dataset a name of 1 to 100 printable characters.", field="name")
+    return tidy
+
+
+def _check_count(count: int) -> None:
+    if count < settings.min_examples:
+        raise Invalid(
+            f"The file holds {count:,} examples; at least {settings.min_examples:,} are needed. "
+            "Nothing was stored: add more examples and upload the file again.",
+            field="file",
+        )
+
+
+class _Look:
+    """What is noticed while the examples pass by: labels, doubles, contradictions, lengths."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.outputs: Counter[str] | None = Counter()  # None: too many or too long for labels
+        self.answers: dict[bytes, set[bytes]] = {}  # hash of an input -> hashes of its outputs
+        self.doubles = 0
+        self.lengths: tuple[list[int], list[int]] = ([], [])
+
+    def follow(self, found: Iterable[Example]) -> Iterator[Example]:
+        """The same examples, looked at. Raises Invalid at one more than there may be."""
+        for example in found:
+            self.count += 1
+            if self.count > settings.max_examples:
+                raise Invalid(
+                    f"The file holds more than {settings.max_examples:,} examples. Nothing was "
+                    "stored: take a part of them and upload that.",
+                    field="file",
+                )
+            self._see(example)
+            yield example
+
+    def _see(self, example: Example) -> None:
+        if self.outputs is not None:
+            self.outputs[example.output] += 1
+            if len(self.outputs) > MOST_LABELS or len(example.output) > LONGEST_LABEL:
+                self.outputs = None
+        question, answer = (hashlib.blake2b(text.encode()).digest() for text in example)
+        answers = self.answers.setdefault(question, set())
+        self.doubles += answer in answers
+        answers.add(answer)
+        for lengths, text in zip(self.lengths, example, strict=True):
+            lengths.append(len(text))
+
+    def report(self) -> dict[str, Any]:
+        """Numbers of characters and of rows. Labels only where outputs come again and again."""
+        inputs, outputs = self.lengths
+        labels = self.outputs if self.outputs and 2 * len(self.outputs) <= self.count else {}
+        return {
+            "labels": {label: labels[label] for label in sorted(labels)},
+            "duplicates": self.doubles,
+            "contradictions": sum(len(answers) > 1 for answers in self.answers.values()),
+            "longest_input": max(inputs),
+            "longest_output": max(outputs),
+            "mean_input": round(sum(inputs) / self.count, 1),
+            "mean_output": round(sum(outputs) / self.count, 1),
+        }
+
+
+def add_example(db: Session, key: str) -> Dataset:
+    """One of the shipped sets; the one already stored if it is. Raises NotFound."""
+    if key not in EXAMPLES:
+        raise NotFound(f"There is no example set {key!r}. Choose from: {', '.join(EXAMPLES)}.")
+    chosen = EXAMPLES[key]
+    source = storage.examples_file(chosen.file)
+    canonical = b"".join(_lines(examples.read(source, chosen.file)))
+    fingerprint = hashlib.sha256(canonical).hexdigest()
+    stored = db.scalar(select(Dataset).where(Dataset.fingerprint == fingerprint).limit(1))
+    if stored:
+        return stored
+    copy = storage.upload_file()
+    copy.write_bytes(canonical)
+    return add(db, chosen.title, chosen.file, copy)
+
+
+def get(db: Session, dataset_id: str) -> Dataset:
+    """Raises NotFound."""
+    dataset = db.get(Dataset, dataset_id)
+    if dataset is None:
+        raise NotFound("There is no such dataset. It may have been deleted.")
+    return dataset
+
+
+def all(db: Session) -> list[Dataset]:
+    """The newest first."""
+    return list(db.scalars(select(Dataset).order_by(Dataset.created_at.desc(), Dataset.id)))
+
+
+def _read(dataset: Dataset) -> Iterator[Example]:
+    with storage.dataset_file(dataset.id).open("rb") as file:
+        for line in file:
+            yield Example(**json.loads(line))
+
+
+def rows(dataset: Dataset) -> list[Example]:
+    """Every example, in the order of the file; a split's numbers are places in this list."""
+    return list(_read(dataset))
+
+
+def preview(dataset: Dataset, limit: int = 20) -> list[Example]:
+    """The first few examples."""
+    return list(islice(_read(dataset), limit))
+
+
+def labels(dataset: Dataset) -> list[str]:
+    """The distinct outputs, where they are few and short enough to be labels; else empty."""
+    return list(dataset.report.get("labels", {}))
+
+
+def users(db: Session, dataset_id: str) -> list[Experiment]:
+    """The experiments that use it, newest first."""
+    query = select(Experiment).where(Experiment.dataset_id == dataset_id)
+    return list(db.scalars(query.order_by(Experiment.created_at.desc())))
+
+
+def delete(db: Session, dataset_id: str) -> None:
+    """Delete the dataset with its file. Raises Conflict while an experiment uses it."""
+    dataset = get(db, dataset_id)
+    found = users(db, dataset_id)
+    if found:
+        raise Conflict(
+            f"The experiment {found[0].name!r} uses this dataset. Delete the experiment first; "
+            "nothing was deleted."
+        )
+    db.delete(dataset)
+    db.commit()
+    storage.remove(storage.dataset_file(dataset_id))
+
+
+def split(
+    num_examples: int, seed: int, validation_share: float = 0.1, test_share: float = 0.2
+) -> dict[str, list[int]]:
+    """Row numbers for train, validation and test, each in ascending order.
+
+    Test gets its share, at least 50 rows but at most a quarter; validation its share, at least
+    20 rows but at most two fifths. Which rows, follows from SHA-256 of seed and row number, and
+    so is the same in every version of everything.
+    """
+    order = sorted(range(num_examples), key=lambda row: _rank(seed, row))
+    test = min(max(LEAST_TEST, round(num_examples * test_share)), num_examples // 4)
+    validation = max(LEAST_VALIDATION, round(num_examples * validation_share))
+    end = test + min(validation, num_examples * 2 // 5)
+    return {
+        "train": sorted(order[end:]),
+        "validation": sorted(order[test:end]),
+        "test": sorted(order[:test]),
+    }
+
+
+def _rank(seed: int, row: int) -> bytes:
+    return hashlib.sha256(f"{seed}:{row}".encode()).digest()

@@ -1,0 +1,89 @@
+"""Experiments as JSON."""
+
+from typing import Annotated, Any
+
+import pydantic
+from fastapi import APIRouter, Query
+from fastapi.responses import Response
+
+from app import datasets, experiments, points, prompts
+from app.comparison import figures
+from app.tables import Experiment
+from app.web import panels
+from app.web.api import runs
+from app.web.sessions import Reading, Writing
+
+router = APIRouter(prefix="/experiments", tags=["experiments"])
+
+
+class NewExperiment(pydantic.BaseModel):
+    """What to tune and how; `methods` names each method with its parameters, {} for its defaults."""
+
+    name: str
+    base_model_id: str
+    dataset_id: str
+    methods: dict[str, dict[str, Any]]
+    task: str = "generation"
+    template: str | None = None  # the task's own
+    labels: list[str] | None = None  # the dataset's own
+    seed: int = 1
+
+
+def _plain(experiment: Experiment) -> dict[str, Any]:
+    names = ("id", "name", "base_model_id", "dataset_id", "task", "labels", "template")
+    plain = {name: getattr(experiment, name) for name in names}
+    sizes = {part: len(rows) for part, rows in experiment.split.items()}
+    shown = [runs.plain(run) for run in panels.ordered(experiment)]
+    more = {"seed": experiment.seed, "split": sizes, "created_at": experiment.created_at}
+    return plain | more | {"runs": shown}
+
+
+@router.get("")
+def list_all(db: Reading) -> list[dict[str, Any]]:
+    """Every experiment with its runs, newest first."""
+    return [_plain(experiment) for experiment in experiments.all(db)]
+
+
+@router.post("", status_code=201)
+def create(db: Writing, wanted: NewExperiment) -> dict[str, Any]:
+    """Start an experiment: each method becomes a run in the queue."""
+    given = wanted.model_dump()
+    if given["template"] is None and wanted.task in prompts.TASKS:
+        given["template"] = prompts.TASKS[wanted.task].template
+    if given["labels"] is None:
+        given["labels"] = datasets.labels(datasets.get(db, wanted.dataset_id))
+    return _plain(experiments.create(db, **given | {"template": given["template"] or ""}))
+
+
+@router.post("/examples/{key}", status_code=201)
+def tune_example(db: Writing, key: str) -> dict[str, Any]:
+    """Start the example experiment of that name: all methods on the default base model."""
+    return _plain(experiments.tune_example(db, key))
+
+
+@router.get("/{experiment_id}")
+def show(db: Reading, experiment_id: str) -> dict[str, Any]:
+    """One experiment with its runs."""
+    return _plain(experiments.get(db, experiment_id))
+
+
+@router.get("/{experiment_id}/comparison")
+def comparison(
+    db: Reading,
+    experiment_id: str,
+    start: Annotated[int, Query(ge=0)] = 0,
+    limit: Annotated[int, Query(ge=0, le=2000)] = 20,
+) -> dict[str, Any]:
+    """Base model and runs side by side: figures, curves, and answers to the same test inputs."""
+    found = experiments.get(db, experiment_id)
+    shown = figures.answers(db, found, start=start, limit=limit)
+    curves = {run.id: [runs.point(one) for one in points.curve(db, run.id)] for run in found.runs}
+    answers = [answer._asdict() for answer in shown]
+    return figures.as_dict(figures.compare(db, found)) | {"curves": curves, "answers": answers}
+
+
+@router.delete("/{experiment_id}", status_code=204)
+def delete(db: Writing, experiment_id: str) -> Response:
+    """Delete it with all that its runs left; refused while one is at work."""
+    experiments.remove(db, experiment_id)
+    return Response(status_code=204)

@@ -1,0 +1,70 @@
+"""Runs as JSON."""
+
+from typing import Any, Literal
+
+from fastapi import APIRouter
+
+from app import points, runs
+from app.tables import Point, Run
+from app.web.sessions import Reading, Writing
+
+router = APIRouter(prefix="/runs", tags=["runs"])
+FIELDS = (
+    "id",
+    "experiment_id",
+    "method",
+    "params",
+    "state",
+    "phase",
+    "error",
+    "attempt",
+    "step",
+    "num_steps",
+    "best_step",
+    "best_loss",
+    "train_seconds",
+    "figures",
+    "scores",
+    "created_at",
+    "started_at",
+    "finished_at",
+    "deleted_at",
+)
+MEASURED = ("number", "kind", "step", "epoch", "loss", "learning_rate", "grad_norm")
+PACE = ("tokens_per_second", "memory_mb", "seconds", "tokens")
+
+
+def plain(run: Run) -> dict[str, Any]:
+    """A run as JSON has it."""
+    return {name: getattr(run, name) for name in FIELDS}
+
+
+def point(one: Point) -> dict[str, Any]:
+    """A point as JSON has it; a loss that was not a number is null."""
+    return {name: getattr(one, name) for name in (*MEASURED, *PACE)}
+
+
+@router.get("/{run_id}")
+def show(db: Reading, run_id: str) -> dict[str, Any]:
+    """One run with its history."""
+    found = runs.get(db, run_id)
+    history = [
+        {"at": event.at, "attempt": event.attempt, "level": event.level, "message": event.message}
+        for event in runs.history(db, run_id)
+    ]
+    return plain(found) | {"history": history}
+
+
+@router.get("/{run_id}/points")
+def curve(db: Reading, run_id: str) -> list[dict[str, Any]]:
+    """What was measured of it, by step."""
+    return [point(one) for one in points.curve(db, runs.get(db, run_id).id)]
+
+
+@router.post("/{run_id}/{action}")
+def act(
+    db: Writing, run_id: str, action: Literal["pause", "resume", "cancel", "retry"]
+) -> dict[str, Any]:
+    """Pause, go on, stop for good, or try again (which answers with the new run)."""
+    acts = {"pause": runs.pause, "resume": runs.resume, "cancel": runs.cancel, "retry": runs.retry}
+    return plain(acts[action](db, run_id) or runs.get(db, run_id))

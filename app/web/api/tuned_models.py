@@ -1,0 +1,56 @@
+"""Tuned models as JSON, and their files."""
+
+from typing import Any, Literal
+
+from fastapi import APIRouter
+from fastapi.responses import Response
+
+from app import tuned_models
+from app.tables import Run
+from app.web import archives
+from app.web.sessions import Reading, Writing
+
+router = APIRouter(prefix="/tuned-models", tags=["tuned models"])
+
+
+def _plain(run: Run) -> dict[str, Any]:
+    names = ("id", "method", "params", "best_step", "best_loss", "finished_at", "train_seconds")
+    names += ("figures", "scores", "whole_state", "whole_error")
+    experiment = run.experiment
+    return {name: getattr(run, name) for name in names} | {
+        "experiment": {"id": experiment.id, "name": experiment.name, "task": experiment.task},
+        "base_model": {"id": experiment.base_model_id, "name": experiment.base_model.name},
+    }
+
+
+@router.get("")
+def list_all(db: Reading) -> list[dict[str, Any]]:
+    """Every tuned model, newest first."""
+    return [_plain(run) for run in tuned_models.all(db)]
+
+
+@router.get("/{run_id}")
+def show(db: Reading, run_id: str) -> dict[str, Any]:
+    """One tuned model."""
+    return _plain(tuned_models.get(db, run_id))
+
+
+@router.get("/{run_id}/files/{which}.zip", response_class=Response)
+def download(db: Reading, run_id: str, which: Literal["tuned", "last", "whole"]) -> Response:
+    """What was tuned, its last state, or the whole model, as a zip archive."""
+    run = tuned_models.get(db, run_id)
+    return archives.download(tuned_models.folder_name(run, which), tuned_models.files(run, which))
+
+
+@router.post("/{run_id}/whole", status_code=202)
+def ask_whole(db: Writing, run_id: str) -> dict[str, Any]:
+    """Have the whole model put together; `whole_state` says when it is ready."""
+    tuned_models.ask_whole(db, run_id)
+    return _plain(tuned_models.get(db, run_id))
+
+
+@router.delete("/{run_id}", status_code=204)
+def delete(db: Writing, run_id: str) -> Response:
+    """Delete its files; the run, its curve and its scores stay."""
+    tuned_models.delete(db, run_id)
+    return Response(status_code=204)

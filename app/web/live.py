@@ -1,0 +1,78 @@
+"""All that the page of an experiment shows."""
+
+from collections.abc import Callable
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from app import methods, prompts, runs
+from app.comparison import figures
+from app.tables import Experiment, Run
+from app.web import columns, formats, panels
+
+FIGURES: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "train_rows": ("Train examples", formats.number),
+    "cut_rows": ("Examples cut to the maximum length", formats.number),
+    "trainable_parameters": ("Trained parameters", formats.number),
+    "total_parameters": ("Parameters in all", formats.number),
+    "num_virtual_tokens": ("Virtual tokens", formats.number),
+    "size_bytes": ("Size saved", formats.size),
+    "peak_memory_mb": ("Peak memory", formats.memory),
+    "tokens_per_second": ("Tokens per second", formats.number),
+    "seconds_total": ("Time in all, scoring included", formats.duration),
+    "device": ("Device", str),
+    "precision": ("Precision", str),
+    "threads": ("Threads", formats.number),
+}
+
+
+def page(db: Session, experiment: Experiment, answers_page: int) -> dict[str, Any]:
+    """Runs with their panels, the base model's loss, the comparison."""
+    shown = panels.ordered(experiment)
+    base = figures.baseline(db, experiment)
+    return {
+        "shown": shown,
+        "runs": list(zip(shown, panels.all_of(db, experiment), strict=True)),
+        "actions": panels.ACTIONS,
+        "ended": all(run.state in runs.FINAL for run in shown),
+        "tasks": prompts.TASKS,
+        "base_loss": base.validation_loss if base else None,
+        **comparison(db, experiment, answers_page),
+    }
+
+
+def comparison(db: Session, experiment: Experiment, answers_page: int) -> dict[str, Any]:
+    """The table and a page of answers."""
+    table = columns.table(db, experiment)
+    return {
+        "experiment": experiment,
+        "table": table,
+        **columns.side_by_side(db, experiment, answers_page),
+    }
+
+
+def run_page(db: Session, run: Run) -> dict[str, Any]:
+    """A run by itself: parameters, what was measured, history."""
+    schema = methods.get(run.method).schema
+    return {
+        "run": run,
+        "panel": panels.one_of(db, run),
+        "actions": panels.ACTIONS,
+        "params": [
+            (field.title or name, _said(run.params[name]))
+            for name, field in schema.model_fields.items()
+            if name in run.params
+        ],
+        "measured": [
+            (label, words(run.figures[key]))
+            for key, (label, words) in FIGURES.items()
+            if run.figures.get(key) is not None
+        ],
+        "events": runs.history(db, run.id),
+    }
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) else str(value) or formats.NOTHING

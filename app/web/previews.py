@@ -1,0 +1,115 @@
+"""A row of the dataset exactly as the model would see it, before anything is trained."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import pydantic
+
+from app import datasets, prompts, storage
+from app.errors import Invalid
+from app.tables import Dataset
+from app.web import drafts
+
+MOST_ROWS = 2000  # looked at for lengths; of a larger dataset every n-th row
+
+
+@dataclass(frozen=True)
+class Preview:
+    """`prompt` and `answer` in pieces: text, and whether it is the chat format's own."""
+
+    problem: str = ""
+    row: int = 1
+    num_rows: int = 0
+    prompt: Sequence[tuple[str, bool]] = ()
+    answer: Sequence[tuple[str, bool]] = ()
+    prompt_tokens: int = 0
+    answer_tokens: int = 0
+    has_chat: bool = True
+    fits: Sequence[str] = ()  # for each method how many rows will be cut, in words
+
+
+def of(sent: Mapping[str, str], page: Mapping[str, Any]) -> Preview:
+    """The preview for a form as sent, with the page that was made of it."""
+    dataset, base_model = page["dataset"], page["base_model"]
+    if dataset is None or base_model is None:
+        return Preview("The preview needs a base model and a dataset.")
+    is_classification = sent.get("task") == "classification"
+    labels = drafts.lines(sent.get("labels", "")) if is_classification else []
+    try:
+        template = prompts.check_template(sent.get("template", ""))
+        return _preview(base_model.id, dataset, template, tuple(labels), sent, page["cards"])
+    except Invalid as problem:
+        return Preview(problem.message)
+
+
+def _preview(
+    base_model_id: str,
+    dataset: Dataset,
+    template: str,
+    labels: tuple[str, ...],
+    sent: Mapping[str, str],
+    cards: Sequence[drafts.Card],
+) -> Preview:
+    formatter = prompts.formatter(storage.base_model_folder(base_model_id))
+    asked = sent.get("row", "").strip()
+    row = int(asked) if asked.isascii() and asked.isdecimal() and len(asked) < 9 else 1
+    row = min(max(1, row), dataset.num_examples)
+    example = datasets.preview(dataset, row)[-1]
+    prompt = formatter.prompt_ids(template, example.input, labels)
+    answer = formatter.answer_ids(example.output)
+    lengths = _lengths(base_model_id, _Rows(dataset), template, labels)
+    return Preview(
+        row=row,
+        num_rows=dataset.num_examples,
+        prompt=formatter.pieces(prompt),
+        answer=formatter.pieces(answer),
+        prompt_tokens=len(prompt),
+        answer_tokens=len(answer),
+        has_chat=formatter.has_chat,
+        fits=[said for card in cards if card.checked and (said := _fit(card, sent, lengths))],
+    )
+
+
+class _Rows:
+    """A dataset as a key of the cache below: equal by its id, since it never changes."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Rows) and other.dataset.id == self.dataset.id
+
+    def __hash__(self) -> int:
+        return hash(self.dataset.id)
+
+
+@lru_cache(maxsize=16)
+def _lengths(
+    base_model_id: str, which: _Rows, template: str, labels: tuple[str, ...]
+) -> tuple[int, ...]:
+    """Tokens of each row, prompt and answer."""
+    formatter = prompts.formatter(storage.base_model_folder(base_model_id))
+    rows = datasets.rows(which.dataset)
+    rows = rows[:: -(-len(rows) // MOST_ROWS)]
+    return tuple(
+        len(formatter.prompt_ids(template, row.input, labels))
+        + len(formatter.answer_ids(row.output))
+        for row in rows
+    )
+
+
+def _fit(card: drafts.Card, sent: Mapping[str, str], lengths: Sequence[int]) -> str:
+    """How many rows are longer than this method takes; empty while its parameters are wrong."""
+    try:
+        params = card.method.schema.model_validate(drafts.params_of(card.method.key, sent))
+    except pydantic.ValidationError:
+        return ""
+    virtual = card.method.virtual_tokens(params)
+    cut = sum(length + virtual > params.max_length for length in lengths)
+    beside = f" beside {virtual} virtual ones" if virtual else ""
+    room = f"{params.max_length - virtual:,} tokens{beside}"
+    if not cut:
+        return f"{card.method.label}: every row fits into {room}."
+    return f"{card.method.label}: {cut:,} of {len(lengths):,} rows are cut to {room}."

@@ -1,0 +1,153 @@
+"""Pages of experiments: the list, the form for a new one, and the one page that lives."""
+
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Header, Query, Request
+from fastapi.responses import Response, StreamingResponse
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+from starlette.datastructures import FormData
+
+from app import base_models, database, datasets, experiments
+from app.errors import NotFound
+from app.web import curves, drafts, live, panels, previews, streams
+from app.web.pages import redirect, render
+from app.web.sessions import Reading, Writing
+
+router = APIRouter(prefix="/experiments")
+Page = Annotated[int, Query(ge=1, le=10_000)]
+
+
+async def _form(request: Request) -> FormData:
+    return await request.form()
+
+
+def _exists(experiment_id: str) -> str:
+    # A session of its own, closed before the stream begins.
+    with database.reading() as db:
+        return experiments.get(db, experiment_id).id
+
+
+Sent = Annotated[FormData, Depends(_form)]
+Known = Annotated[str, Depends(_exists)]
+
+
+@router.get("")
+def every(request: Request, db: Reading) -> Response:
+    """All experiments with the state of their runs."""
+    lines = [
+        (one, [(run, panels.words(run)) for run in panels.ordered(one)])
+        for one in experiments.all(db)
+    ]
+    return render(request, "experiments.html", lines=lines, examples=datasets.EXAMPLES)
+
+
+def _draft(request: Request, db: Any, draft: drafts.Draft, status: int = 200) -> Response:
+    page = drafts.page(db, draft)
+    preview = previews.of(draft.sent, page)
+    return render(request, "new_experiment.html", status=status, preview=preview, **page)
+
+
+@router.get("/new")
+def new(request: Request, db: Reading, dataset: str = "", base: str = "") -> Response:
+    """The form, filled as far as dataset and base model tell."""
+    return _draft(request, db, drafts.begin(db, dataset, base))
+
+
+@router.post("/new")
+def adapt(request: Request, db: Reading, form: Sent) -> Response:
+    """The same form after another dataset, task or base model was chosen; nothing is stored."""
+    return _draft(request, db, drafts.completed(db, drafts.read(form)))
+
+
+@router.post("/preview")
+def preview(request: Request, db: Reading, form: Sent) -> Response:
+    """A row exactly as the model would see it, and the number of updates of each method."""
+    draft = drafts.read(form)
+    page = drafts.page(db, draft)
+    shown = previews.of(draft.sent, page)
+    return render(request, "_previewed.html", preview=shown, cards=page["cards"])
+
+
+@router.post("")
+def create(request: Request, db: Writing, form: Sent) -> Response:
+    """Start the experiment, or show the form again with what is wrong."""
+    draft = drafts.read(form)
+    made = drafts.submit(db, draft)
+    if made is None:
+        return _draft(request, db, draft, status=422)
+    return redirect(f"/experiments/{made.id}")
+
+
+@router.post("/example")
+def example(db: Writing, form: Sent) -> Response:
+    """Start the example experiment, or show how far its base model is."""
+    key = str(form.get("example", ""))
+    if base_models.add_default(db).state != "ready":
+        return redirect(f"/experiments/example/{key}")
+    return redirect(f"/experiments/{experiments.tune_example(db, key).id}")
+
+
+@router.get("/example/{key}")
+def preparing(request: Request, db: Writing, key: str) -> Response:
+    """How far the default base model is, and the way on once it is ready."""
+    if key not in datasets.EXAMPLES:
+        raise NotFound("There is no such example.")
+    base_model, chosen = base_models.add_default(db), datasets.EXAMPLES[key]
+    return render(request, "preparing.html", base_model=base_model, key=key, example=chosen)
+
+
+@router.get("/{experiment_id}")
+def one(request: Request, db: Reading, experiment_id: str, page: Page = 1) -> Response:
+    """The experiment's page: runs, curves, comparison."""
+    found = experiments.get(db, experiment_id)
+    return render(request, "experiment.html", **live.page(db, found, page))
+
+
+@router.get("/{experiment_id}/comparison")
+def comparison(request: Request, db: Reading, experiment_id: str) -> Response:
+    """The comparison alone, for a page whose run has just ended."""
+    found = experiments.get(db, experiment_id)
+    return render(request, "_comparison.html", **live.comparison(db, found, 1))
+
+
+@router.get("/{experiment_id}/answers")
+def answers(request: Request, db: Reading, experiment_id: str, page: Page = 1) -> Response:
+    """One page of test inputs with every model's answer."""
+    found = experiments.get(db, experiment_id)
+    return render(request, "_side_by_side.html", **live.comparison(db, found, page))
+
+
+@router.get("/{experiment_id}/points")
+def points(request: Request, db: Reading, experiment_id: str, page: Page = 1) -> Response:
+    """The curves as a table."""
+    found = experiments.get(db, experiment_id)
+    rows = curves.table(db, found, page)
+    return render(request, "points.html", experiment=found, **rows)
+
+
+@router.get("/{experiment_id}/points.csv")
+def points_csv(experiment_id: Known) -> Response:
+    """The curves as a file."""
+    name = {"Content-Disposition": f'attachment; filename="points-{experiment_id}.csv"'}
+    return StreamingResponse(curves.as_csv(experiment_id), media_type="text/csv", headers=name)
+
+
+@router.get("/{experiment_id}/events", response_class=EventSourceResponse)
+async def events(
+    request: Request,
+    experiment_id: Known,
+    after: str = "",
+    last_event_id: Annotated[str, Header()] = "",
+) -> AsyncIterator[ServerSentEvent]:
+    """What is new, as it comes; from where the browser left off."""
+    seen = streams.parse(last_event_id or after)
+    async for event in streams.follow_experiment(request.app, experiment_id, seen):
+        yield event
+
+
+@router.post("/{experiment_id}/delete")
+def delete(db: Writing, experiment_id: str) -> Response:
+    """Delete the experiment with all that its runs left."""
+    experiments.remove(db, experiment_id)
+    return redirect("/experiments", "The experiment was deleted.")

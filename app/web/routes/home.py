@@ -1,0 +1,69 @@
+"""The first page: the way in for a newcomer, what is going on for everyone else."""
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+from sqlalchemy.orm import Session
+
+from app import base_models, datasets, experiments, runs, workers
+from app.comparison import figures, scores
+from app.tables import Experiment
+from app.web import pages, panels
+from app.web.sessions import Reading
+
+router = APIRouter()
+RECENT = 8
+
+
+@router.get("/")
+def home(request: Request, db: Reading) -> Response:
+    """Tune your first model; later: running now, recent experiments, workers."""
+    recent = experiments.all(db, limit=RECENT)
+    return pages.render(
+        request,
+        "home.html",
+        examples=datasets.EXAMPLES,
+        ready=base_models.ready(db),
+        recent=[_line(db, experiment) for experiment in recent],
+        **_now(db),
+    )
+
+
+@router.get("/now")
+def now(request: Request, db: Reading) -> Response:
+    """The part of the first page that looks again by itself."""
+    return pages.render(request, "_now.html", **_now(db))
+
+
+def _now(db: Session) -> dict[str, Any]:
+    unfinished = runs.in_progress(db)
+    held = [run for run in unfinished if run.state in runs.HELD]
+    kinds: dict[str, list[Any]] = {"tuner": [], "generator": []}
+    for worker in workers.alive(db):
+        kinds.setdefault(worker.kind, []).append(worker)
+    return {
+        "running": [(run, panels.one_of(db, run)) for run in held],
+        "waiting": [run for run in unfinished if run.state not in runs.HELD],
+        "workers": kinds,
+    }
+
+
+def _line(db: Session, experiment: Experiment) -> dict[str, Any]:
+    """An experiment with its best run's score, and how far that is from the base model's."""
+    metric = scores.primary(experiment.task)
+    found = [
+        (run.scores["metrics"][metric], run.method)
+        for run in experiment.runs
+        if run.scores.get("metrics", {}).get(metric) is not None
+    ]
+    score, method = max(found, default=(None, None))
+    base = figures.baseline(db, experiment)
+    base_score = base.scores.get("metrics", {}).get(metric) if base else None
+    return {
+        "experiment": experiment,
+        "metric": scores.METRICS[experiment.task][metric],
+        "method": method,
+        "score": score,
+        "base_score": base_score,
+    }

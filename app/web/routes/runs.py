@@ -1,0 +1,37 @@
+"""A run's page, and what a person can do to a run."""
+
+from typing import Literal
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+
+from app import runs
+from app.web import live, panels
+from app.web.pages import redirect, render
+from app.web.sessions import Reading, Writing
+
+router = APIRouter(prefix="/runs")
+
+
+@router.get("/{run_id}")
+def one(request: Request, db: Reading, run_id: str) -> Response:
+    """Parameters, what was measured, history."""
+    return render(request, "run.html", **live.run_page(db, runs.get(db, run_id)))
+
+
+@router.get("/{run_id}/panel")
+def panel(request: Request, db: Reading, run_id: str) -> Response:
+    """The run's panel alone, for a page on which its state has changed."""
+    run = runs.get(db, run_id)
+    shown = panels.one_of(db, run)
+    return render(request, "_run.html", run=run, panel=shown, actions=panels.ACTIONS)
+
+
+@router.post("/{run_id}/{action}")
+def act(
+    db: Writing, run_id: str, action: Literal["pause", "resume", "cancel", "retry"]
+) -> Response:
+    """Pause, go on, stop for good, or try again; then back to the experiment."""
+    acts = {"pause": runs.pause, "resume": runs.resume, "cancel": runs.cancel, "retry": runs.retry}
+    run = acts[action](db, run_id) or runs.get(db, run_id)
+    return redirect(f"/experiments/{run.experiment_id}#run-{run.id}")

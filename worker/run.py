@@ -1,0 +1,265 @@
+"""One run from row to tuned model: reads like the workflow in the documentation."""
+
+import gc
+import json
+import logging
+import signal
+import sys
+import time
+from typing import Any, NamedTuple
+
+import torch
+
+from app import database, methods, points, processes, runs, storage, workers
+from app.errors import LostClaim, StudioError
+from app.methods import Method, Params
+from app.points import Measured
+from app.settings import settings
+from app.tables import Run
+from worker import backbones, checkpoints, scoring, train
+from worker.keeper import SAVED
+from worker.material import Material, gather
+from worker.watch import Stopped, Watch
+
+RECORD_SECONDS = 0.2  # on a fast machine points are stored together, this often
+
+log = logging.getLogger(__name__)
+
+
+class Job(NamedTuple):
+    """A claimed run with all it needs."""
+
+    run: Run
+    method: Method
+    params: Params
+    material: Material
+    machine: backbones.Hardware
+    watch: Watch
+
+    def tell(self, message: str, level: str = "info") -> None:
+        """Write a line into the run's history."""
+        with database.session() as db:
+            runs.tell(db, self.run.id, self.run.attempt, message, level)
+
+    def store(self, **values: Any) -> None:
+        """Store what is known of the run now."""
+        with database.session() as db:
+            runs.progress(db, self.run.id, self.run.attempt, **values)
+
+
+def tune(run: Run, watch: Watch) -> None:
+    """Load, adapt, train, score, save. Raises Stopped, LostClaim or StudioError."""
+    method = methods.get(run.method)
+    params = method.schema.model_validate(run.params)
+    job = Job(run, method, params, gather(run), backbones.hardware(), watch)
+    _describe(job)
+    _train(job)
+    gc.collect()
+    if job.machine.device == "cuda":
+        torch.cuda.empty_cache()
+    job.store(phase="scoring")
+    scores = scoring.score_run(job)
+    scoring.score_base(job)
+    with database.session() as db:
+        runs.finish(db, run.id, run.attempt, scores=scores, figures=_figures(job))
+
+
+def _describe(job: Job) -> None:
+    """Say how this run is computed, and what had to be cut."""
+    machine, material = job.machine, job.material
+    job.run.figures = {
+        **job.run.figures,
+        "precision": machine.dtype,
+        "device": machine.name,
+        "threads": machine.threads,
+        "token_budget": machine.token_budget,
+        "train_rows": len(material.train),
+        "cut_rows": material.num_cut,
+        "num_virtual_tokens": job.method.virtual_tokens(job.params),
+    }
+    per_epoch = train.steps_per_epoch(len(material.train), job.params)
+    job.store(phase="loading", num_steps=per_epoch * job.params.num_epochs, figures=job.run.figures)
+    if material.num_cut:
+        total = len(material.train) + len(material.validation) + len(material.test)
+        job.tell(
+            f"{material.num_cut} of {total} inputs are longer than the maximum length allows and "
+            f"were cut at their end (maximum length: {job.params.max_length} tokens).",
+            "warning",
+        )
+
+
+def _train(job: Job) -> None:
+    """Train to the end, from the newest checkpoint if there is one."""
+    folder = storage.base_model_folder(job.run.experiment.base_model_id)
+    seed = job.run.experiment.seed
+    model, soft_prefix = backbones.load_trainable(job.method, job.params, folder, seed, job.machine)
+    state = train.begin(model, soft_prefix, job.params, job.machine)
+    if state.obstacle and job.run.attempt == 1:
+        job.tell(state.obstacle, "warning")
+    _resume(job, state)
+    job.run.figures |= {
+        "trainable_parameters": sum(value.numel() for value in state.trained.values()),
+        "total_parameters": job.run.experiment.base_model.shapes.get("parameters")
+        or sum(value.numel() for value in model.parameters()),
+    }
+    job.store(phase="training", figures=job.run.figures)
+    if state.step == 0:
+        scoring.look_at_base(job, model)
+    going = train.train(
+        model,
+        soft_prefix,
+        job.material.train,
+        job.material.validation,
+        job.params,
+        seed,
+        job.machine,
+        state,
+        usual_rates=job.method.usual_rates,
+    )
+    _Recorder(job, model, state).follow(going)
+    _save(job, model, storage.last_model_folder(job.run.id))
+    peak = backbones.peak_memory_mb(job.machine)
+    earlier = job.run.figures.get("peak_memory_mb", 0.0)  # of an attempt that was interrupted
+    job.run.figures |= {"peak_memory_mb": max(earlier, peak)}
+    job.store(figures=job.run.figures)
+
+
+def _resume(job: Job, state: train.State) -> None:
+    found = checkpoints.load(storage.checkpoints_folder(job.run.id), state)
+    for sentence in found.damaged:
+        job.tell(f"{sentence} It was passed over.", "warning")
+    with database.session() as db:
+        points.rewind(db, job.run.id, job.run.attempt, state.step)
+    if found.path:
+        job.tell(f"Going on from the checkpoint of step {state.step}.")
+
+
+def _save(job: Job, model: Any, folder: storage.Path) -> None:
+    base = job.run.experiment.base_model
+    backbones.save_tuned(
+        model,
+        folder,
+        base_name=base.address if base.source == "hub" else base.name,
+        base_folder=storage.base_model_folder(base.id),
+        machine=job.machine,
+    )
+
+
+class _Recorder:
+    """Consumes the training: records, keeps the best state, saves, and stops when told to."""
+
+    def __init__(self, job: Job, model: Any, state: train.State) -> None:
+        self.job = job
+        self.model = model
+        self.state = state
+        self.waiting: list[Measured] = []
+        self.recorded = 0.0
+        self.saved = time.monotonic()
+
+    def follow(self, going: Any) -> None:
+        """Until the end of training. Raises Stopped, with everything saved, or LostClaim."""
+        try:
+            for item in going:
+                if isinstance(item, Measured):
+                    self._take(item)
+                self.job.watch.check()
+        except Stopped as stop:
+            going.close()
+            if stop.why != "cancelling":
+                self.checkpoint()
+            raise
+        self._record()
+        self.checkpoint()
+
+    def _take(self, point: Measured) -> None:
+        self.waiting.append(point)
+        if point.kind == "validation" and self.state.best_step == point.step > 0:
+            _save(self.job, self.model, storage.tuned_model_folder(self.job.run.id))
+        if point.kind == "validation" or time.monotonic() - self.recorded > RECORD_SECONDS:
+            self._record()
+        if time.monotonic() - self.saved > settings.checkpoint_seconds:
+            self.checkpoint()
+
+    def _record(self) -> None:
+        if not self.waiting:
+            return
+        run, best = self.job.run, self.state
+        with database.session() as db:
+            runs.update_held(
+                db, run.id, run.attempt, best_loss=best.best_loss, best_step=best.best_step or None
+            )
+            points.record(db, run.id, run.attempt, self.waiting)
+        self.waiting = []
+        self.recorded = time.monotonic()
+
+    def checkpoint(self) -> None:
+        """Save what is needed to go on exactly."""
+        self._record()
+        checkpoints.save(storage.checkpoints_folder(self.job.run.id), self.state)
+        self.job.store(stuck=0)  # whatever happens now, this run gets on
+        self.saved = time.monotonic()
+
+
+def _figures(job: Job) -> dict[str, Any]:
+    return {
+        **job.run.figures,
+        "size_bytes": storage.size(storage.tuned_model_folder(job.run.id)),
+    }
+
+
+def _failure(error: BaseException) -> str:
+    """What went wrong, in words."""
+    if isinstance(error, StudioError):
+        return error.message
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate" in str(error):
+        return (
+            "The machine has not enough memory for this run. What was saved is kept. Choose a "
+            "smaller batch size (with more accumulate steps the result stays the same), a shorter "
+            "maximum length, activation checkpointing, or QLoRA."
+        )
+    if isinstance(error, OSError) and error.errno == 28:
+        return "The disk is full. Free some space, then try the run again; saved steps are kept."
+    return f"The run stopped on an unexpected error: {type(error).__name__}: {error}"
+
+
+def work(run_id: str, attempt: int) -> int:
+    """Do the run, and see that it ends in a state that says what happened; the exit code."""
+    watch = Watch(run_id, attempt)
+    with database.reading() as db:
+        run = runs.get(db, run_id)
+    try:
+        tune(run, watch)
+    except Stopped as stop:
+        reason = (
+            "The worker was stopped; what was trained is saved, and the run goes on from there."
+        )
+        with database.session() as db:
+            runs.settle(db, run_id, attempt, reason)
+        return SAVED if stop.why == "ending" else 0
+    except LostClaim as lost:
+        log.warning("%s", lost.message)
+    except Exception as error:
+        log.exception("Run %s failed.", run_id)
+        with database.session() as db:
+            runs.fail(db, run_id, attempt, _failure(error))
+    return 0
+
+
+def main() -> None:
+    """Wait, with everything imported, for the line that says which run to do; then do it."""
+    processes.die_with_parent(signal.SIGKILL)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    machine = backbones.hardware()
+    with database.session() as db:
+        workers.describe(db, sys.argv[1], machine.name, machine.memory_mb)
+    line = sys.stdin.readline()
+    if not line:
+        return
+    wanted = json.loads(line)
+    with storage.log_file(f"run-{wanted['run']}").open("a") as file:
+        processes.log_to(file)
+    sys.exit(work(wanted["run"], wanted["attempt"]))
+
+
+if __name__ == "__main__":
+    main()

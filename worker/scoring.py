@@ -1,0 +1,160 @@
+"""How good models are on held-out examples: the tuned model, and the base model as it is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from app import database, methods, prompts, runs, storage
+from app.comparison import baselines, scores
+from worker import backbones, evaluate
+from worker.material import longest_answer
+
+if TYPE_CHECKING:
+    from worker.run import Job
+
+LOOK_SECONDS = 4.0  # the first point of a run does not wait longer for the base model's figures
+LEAST_PROGRESS_SECONDS = 0.5
+
+
+def look_at_base(job: Job, model: Any) -> None:
+    """Measure the base model's validation loss before training, unless known or slow to get.
+
+    `model` has just been adapted; only where its adapters start as no change can it stand for
+    the base. What is not measured now is measured after the training.
+    """
+    if _known(job).validation_loss is not None or not job.method.starts_as_base:
+        return
+    end = time.monotonic() + LOOK_SECONDS
+    found: list[evaluate.Loss] = []
+    rows = job.material.validation
+    for some in evaluate.losses(model, None, rows, job.machine, plain=_plain(job, model, None)):
+        found += some
+        job.watch.check()
+        if time.monotonic() > end:
+            return
+    _keep(job, validation_loss=evaluate.mean(found))
+
+
+def score_run(job: Job) -> dict[str, Any]:
+    """The tuned model's metrics and loss on the test split; its answers are stored.
+
+    What was saved is loaded anew: the very files that people take away are what is scored.
+    """
+    run = job.run
+    model, soft_prefix = backbones.load_tuned(
+        job.method,
+        job.params,
+        storage.base_model_folder(run.experiment.base_model_id),
+        storage.tuned_model_folder(run.id),
+        job.machine,
+    )
+    return _score(job, model, soft_prefix, owner=run.id, of="the tuned model")
+
+
+def score_base(job: Job) -> None:
+    """Measure what is not yet known of the base model on this experiment's split and template."""
+    known = _known(job)
+    if known.validation_loss is not None and known.scores:
+        return
+    folder = storage.base_model_folder(job.run.experiment.base_model_id)
+    model = backbones.load_base(methods.Method(), None, folder, job.machine)
+    if known.validation_loss is None:
+        rows, plain = job.material.validation, _plain(job, model, None)
+        found = _losses(job, model, None, rows, plain, "Measuring the base model")
+        _keep(job, validation_loss=evaluate.mean(found))
+    if not known.scores:
+        key = baselines.key(job.run.experiment, job.machine.dtype)
+        _keep(job, scores=_score(job, model, None, owner=key, of="the base model"))
+
+
+def _known(job: Job) -> baselines.Known:
+    with database.reading() as db:
+        return baselines.known(db, job.run.experiment, job.machine.dtype)
+
+
+def _keep(job: Job, **values: Any) -> None:
+    with database.session() as db:
+        baselines.keep(db, job.run.experiment, job.machine.dtype, **values)
+        runs.announce(db, job.run.id)
+
+
+def _plain(job: Job, model: Any, soft_prefix: torch.Tensor | None) -> bool:
+    return bool(evaluate.obstacle(model, soft_prefix, job.machine))
+
+
+def _score(
+    job: Job, model: Any, soft_prefix: torch.Tensor | None, *, owner: str, of: str
+) -> dict[str, Any]:
+    experiment, material = job.run.experiment, job.material
+    plain = _plain(job, model, soft_prefix)
+    losses = _losses(job, model, soft_prefix, material.test, plain, f"Scoring {of}: loss")
+    texts = _answers(job, model, soft_prefix, of)
+    task, labels = experiment.task, experiment.labels
+    pairs = [
+        (example.output, text)
+        for (_, example), text in zip(material.test_examples, texts, strict=True)
+    ]
+    by_index = {loss.index: loss.total / max(1, loss.tokens) for loss in losses}
+    answers = [
+        baselines.Given(
+            row, text, scores.score(task, labels, example.output, text), by_index[place]
+        )
+        for place, ((row, example), text) in enumerate(
+            zip(material.test_examples, texts, strict=True)
+        )
+    ]
+    with database.session() as db:
+        baselines.store_answers(db, owner, answers)
+    return {
+        "metrics": scores.summary(task, labels, pairs),
+        "primary": scores.primary(task),
+        "test_loss": evaluate.mean(losses),
+        "num_test": len(pairs),
+    }
+
+
+def _losses(
+    job: Job,
+    model: Any,
+    soft_prefix: torch.Tensor | None,
+    rows: Sequence[Any],
+    plain: bool,
+    doing: str,
+) -> list[evaluate.Loss]:
+    found: list[evaluate.Loss] = []
+    tell = _progress(job, doing, len(rows))
+    for some in evaluate.losses(model, soft_prefix, rows, job.machine, plain=plain):
+        found += some
+        tell(len(found))
+    return found
+
+
+def _answers(job: Job, model: Any, soft_prefix: torch.Tensor | None, of: str) -> list[str]:
+    experiment = job.run.experiment
+    formatter = prompts.formatter(storage.base_model_folder(experiment.base_model_id))
+    ids = [list(row.prompt_ids) for row in job.material.test]
+    texts: dict[int, str] = {}
+    tell = _progress(job, f"Scoring {of}: answers", len(ids))
+    most = longest_answer(experiment, job.material)
+    for ended in evaluate.answers(model, soft_prefix, ids, formatter.stop_ids, most, job.machine):
+        texts |= {answer.prompt: formatter.decode(answer.ids) for answer in ended}
+        tell(len(texts))
+    return [texts[index] for index in range(len(ids))]
+
+
+def _progress(job: Job, doing: str, total: int) -> Callable[[int], None]:
+    """Tell the watchers now and then how far this is, and hear whether to stop."""
+    told = 0.0
+
+    def tell(done: int) -> None:
+        nonlocal told
+        job.watch.check()
+        if time.monotonic() - told > LEAST_PROGRESS_SECONDS:
+            told = time.monotonic()
+            job.store(phase=f"{doing}, {done} of {total}")
+
+    return tell

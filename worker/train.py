@@ -1,0 +1,229 @@
+"""The training loop, one for all methods: a generator of measurements that knows only tensors."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy
+import torch
+from torch import Tensor
+
+from app.errors import StudioError
+from app.methods import Params
+from app.points import Measured
+from worker import attention, evaluate, packing
+from worker.backbones import Hardware, inner, peak_memory_mb
+from worker.checkpoints import State
+from worker.packing import Example
+
+PATIENCE = 3  # steps in a row that may come out as no number before training gives up
+LOOKS = 10  # at the validation loss, unless an interval is set
+
+
+class Tick(NamedTuple):
+    """A sign of life between two measurements: `done` of `total` rows of this step or look."""
+
+    doing: str  # "training" or "validating"
+    step: int
+    done: int
+    total: int
+
+
+def begin(model: Any, soft_prefix: Tensor | None, params: Params, machine: Hardware) -> State:
+    """The state before the first step."""
+    trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    for value in trained.values():
+        value.grad = None
+    shapes = [
+        [value for value in trained.values() if (value.ndim > 1) is wide] for wide in (True, False)
+    ]
+    groups = [
+        # Scales and biases are not pulled towards zero.
+        {"params": values, "weight_decay": decay}
+        for values, decay in zip(shapes, (params.weight_decay, 0.0), strict=True)
+        if values
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=params.learning_rate, fused=True)
+    return State(trained, optimizer, evaluate.obstacle(model, soft_prefix, machine))
+
+
+def steps_per_epoch(num_rows: int, params: Params) -> int:
+    """How many updates an epoch has; its last may be made of fewer examples."""
+    return math.ceil(num_rows / (params.batch_size * params.accumulate_steps))
+
+
+def rate(step: int, total: int, params: Params) -> float:
+    """The learning rate of a step, counted from 1: up in a line, then down by a cosine to zero."""
+    warmup = math.ceil(params.warmup_share * total)
+    if step <= warmup:
+        return params.learning_rate * step / warmup
+    done = (step - 1 - warmup) / max(1, total - warmup)
+    return params.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def looks(total: int, params: Params) -> set[int]:
+    """The steps after which the validation loss is measured; the last is always one."""
+    if params.validation_interval:
+        return {*range(params.validation_interval, total, params.validation_interval), total}
+    return {max(1, round(total * look / LOOKS)) for look in range(1, LOOKS + 1)}
+
+
+def train(
+    model: Any,
+    soft_prefix: Tensor | None,
+    examples: Sequence[Example],
+    validation: Sequence[Example],
+    params: Params,
+    seed: int,
+    machine: Hardware,
+    state: State,
+    *,
+    usual_rates: tuple[float, float],
+    look_first: bool = False,
+) -> Iterator[Measured | Tick]:
+    """Train from `state` to the end, yielding a point for every step and for every look at the
+    validation loss, and a tick after every row: whoever stops asking has stopped the training.
+
+    `state` is current at every yield; after a validation point, `state.best_step` equals its step
+    if it is the best so far. `look_first` looks before the first step too, which is never the best:
+    what is kept has been trained. Raises StudioError when the loss stays no number.
+    """
+    per_epoch = steps_per_epoch(len(examples), params)
+    total = per_epoch * params.num_epochs
+    look_after = looks(total, params) | ({0} if look_first else set())
+    run = _Run(
+        model, soft_prefix, examples, validation, params, seed, machine, state, per_epoch, total
+    )
+    model.train()
+    while True:
+        if state.step in look_after and state.looked < state.step:
+            yield from _look(run)
+        if state.step >= total:
+            return
+        yield from _step(run)
+        if state.skipped >= PATIENCE:
+            raise StudioError(_no_number(run, usual_rates))
+
+
+class _Run(NamedTuple):
+    """What stays the same from step to step."""
+
+    model: Any
+    soft_prefix: Tensor | None
+    examples: Sequence[Example]
+    validation: Sequence[Example]
+    params: Params
+    seed: int
+    machine: Hardware
+    state: State
+    per_epoch: int
+    total: int
+
+
+def _step(run: _Run) -> Iterator[Measured | Tick]:
+    """One update from `batch_size * accumulate_steps` examples, weighed by their target tokens."""
+    state, params = run.state, run.params
+    epoch, place = divmod(state.step, run.per_epoch)
+    size = params.batch_size * params.accumulate_steps
+    order = packing.order(len(run.examples), run.seed, epoch)[place * size : (place + 1) * size]
+    chosen = [run.examples[index] for index in order]
+    targets = sum(len(example.answer_ids) for example in chosen)
+    tokens = targets + sum(len(example.prompt_ids) for example in chosen)
+    virtual = 0 if run.soft_prefix is None else len(run.soft_prefix)
+    rows = packing.pack(chosen, run.machine.token_budget, virtual, plain=bool(state.obstacle))
+    state.optimizer.zero_grad()
+    # A seed of its own for each row, so that dropout is the same after a resume.
+    dropouts = numpy.random.Philox(key=[run.seed % 2**64, 2**63 + state.step]).random_raw(len(rows))
+    loss, seconds = 0.0, 0.0
+    for done, row in enumerate(rows):
+        started = time.perf_counter()
+        torch.manual_seed(int(dropouts[done] >> 1))
+        loss += _learn(run, row.to(run.machine.device), targets)
+        seconds += time.perf_counter() - started
+        yield Tick("training", state.step + 1, done + 1, len(rows))
+    started = time.perf_counter()
+    learning_rate = rate(state.step + 1, run.total, params)
+    norm = _update(state, learning_rate, params.max_grad_norm, loss)
+    seconds += time.perf_counter() - started
+    state.step += 1
+    state.seconds += seconds
+    state.tokens += tokens
+    state.skipped = 0 if norm is not None else state.skipped + 1
+    yield Measured(
+        kind="train",
+        step=state.step,
+        epoch=state.step / run.per_epoch,
+        loss=loss if norm is not None else None,
+        learning_rate=learning_rate,
+        grad_norm=norm,
+        tokens_per_second=tokens / seconds,
+        memory_mb=peak_memory_mb(run.machine),
+        seconds=state.seconds,
+        tokens=state.tokens,
+    )
+
+
+def _learn(run: _Run, row: packing.Packed, targets: int) -> float:
+    """Add the gradients of a row; its part of the step's loss."""
+    with attention.packed(inner(run.model), row.layout):
+        loss = evaluate.token_losses(run.model, run.soft_prefix, row, run.machine).sum() / targets
+        loss.backward()  # type: ignore[no-untyped-call]
+    return float(loss.detach())
+
+
+def _update(state: State, learning_rate: float, longest: float, loss: float) -> float | None:
+    """Apply the gradients; their norm before clipping, or None if they are no numbers: nothing moved."""
+    norm = float(torch.nn.utils.clip_grad_norm_(state.trained.values(), longest))
+    fit = math.isfinite(loss) and math.isfinite(norm)
+    if fit:
+        for group in state.optimizer.param_groups:
+            group["lr"] = learning_rate
+        state.optimizer.step()
+    state.optimizer.zero_grad()
+    return norm if fit else None
+
+
+def _look(run: _Run) -> Iterator[Measured | Tick]:
+    """Measure the validation loss and note whether it is the best so far."""
+    state = run.state
+    found: list[evaluate.Loss] = []
+    plain = bool(state.obstacle)
+    for some in evaluate.losses(
+        run.model, run.soft_prefix, run.validation, run.machine, plain=plain
+    ):
+        found += some
+        yield Tick("validating", state.step, len(found), len(run.validation))
+    loss = evaluate.mean(found)
+    state.looked = state.step
+    known = math.isfinite(loss)
+    if known and state.step and (state.best_loss is None or loss < state.best_loss):
+        state.best_loss, state.best_step = loss, state.step
+    yield Measured(
+        kind="validation",
+        step=state.step,
+        epoch=state.step / run.per_epoch,
+        loss=loss if known else None,
+        learning_rate=None,
+        grad_norm=None,
+        tokens_per_second=None,
+        memory_mb=peak_memory_mb(run.machine),
+        seconds=state.seconds,
+        tokens=state.tokens,
+    )
+
+
+def _no_number(run: _Run, usual: tuple[float, float]) -> str:
+    """Why training gave up, and what to do."""
+    chosen = run.params.learning_rate
+    advice = (
+        f"The learning rate of {chosen:g} is above what usually works ({usual[0]:g} to {usual[1]:g}): choose a lower one."
+        if chosen > usual[1]
+        else f"Try a learning rate lower than {chosen:g} and look for unusual examples."
+    )
+    return (
+        f"Training stopped at step {run.state.step} of {run.total}: the loss or its gradient was not a "
+        f"number {PATIENCE} times in a row. {advice} What was measured and saved before is kept."
+    )
