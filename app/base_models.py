@@ -132,7 +132,7 @@ def retry(db: Session, base_model_id: str) -> BaseModel:
     if not _move(db, base_model_id, ("failed",), "waiting", error=None, progress="", worker=None):
         raise Conflict(f"{get(db, base_model_id).name} has not failed; there is nothing to repeat.")
     queue.ring("generator")
-    return get(db, base_model_id)
+    return _afresh(db, base_model_id)
 
 
 def delete(db: Session, base_model_id: str) -> None:
@@ -168,12 +168,18 @@ def _move(
     return bool(result.rowcount)  # type: ignore[attr-defined]
 
 
+def _afresh(db: Session, base_model_id: str) -> BaseModel:
+    found = get(db, base_model_id)
+    db.commit()  # reading opened a transaction, which would keep other writers of SQLite waiting
+    return found
+
+
 def claim_waiting(db: Session, worker: str) -> BaseModel | None:
     """Take one that waits to be prepared, or None."""
     query = select(BaseModel.id).where(BaseModel.state == "waiting")
     found = db.scalar(query.order_by(BaseModel.created_at, BaseModel.id).limit(1))
     taken = found and _move(db, found, ("waiting",), "preparing", worker=worker, progress="")
-    return get(db, found) if found and taken else None
+    return _afresh(db, found) if found and taken else None
 
 
 def begin(db: Session, base_model_id: str) -> BaseModel:
@@ -182,7 +188,7 @@ def begin(db: Session, base_model_id: str) -> BaseModel:
     One that is ready stays so. Raises NotFound.
     """
     _move(db, base_model_id, ("waiting", "failed"), "preparing", worker="set-up", error=None)
-    return get(db, base_model_id)
+    return _afresh(db, base_model_id)
 
 
 def progress(db: Session, base_model_id: str, text: str) -> None:

@@ -23,7 +23,7 @@ from app.storage import Path
 
 LONGEST_TEMPLATE = 100_000  # characters
 LONGEST_FORMAT = 20_000
-CPU_SECONDS, MEMORY_BYTES = 3, 1 << 30  # for `main`
+CPU_SECONDS, MEMORY_BYTES = 2, 1 << 29  # for `main`
 _USER, _ANSWER = "\ue000user\ue001", "\ue000answer\ue001"  # private-use characters
 _SPECIAL = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 

@@ -213,19 +213,13 @@ def labels(dataset: Dataset) -> list[str]:
     return list(dataset.report.get("labels", {}))
 
 
-def users(db: Session, dataset_id: str) -> list[Experiment]:
-    """The experiments that use it, newest first."""
-    query = select(Experiment).where(Experiment.dataset_id == dataset_id)
-    return list(db.scalars(query.order_by(Experiment.created_at.desc())))
-
-
 def delete(db: Session, dataset_id: str) -> None:
     """Delete the dataset with its file. Raises Conflict while an experiment uses it."""
     dataset = get(db, dataset_id)
-    found = users(db, dataset_id)
-    if found:
+    user = db.scalar(select(Experiment).where(Experiment.dataset_id == dataset_id).limit(1))
+    if user:
         raise Conflict(
-            f"The experiment {found[0].name!r} uses this dataset. Delete the experiment first; "
+            f"The experiment {user.name!r} uses this dataset. Delete the experiment first; "
             "nothing was deleted."
         )
     db.delete(dataset)

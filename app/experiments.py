@@ -30,6 +30,12 @@ def all(db: Session, limit: int = 200) -> list[Experiment]:
     return list(db.scalars(query))
 
 
+def on_dataset(db: Session, dataset_id: str) -> list[Experiment]:
+    """The experiments that use the dataset, newest first."""
+    query = select(Experiment).where(Experiment.dataset_id == dataset_id)
+    return list(db.scalars(query.order_by(Experiment.created_at.desc())))
+
+
 def create(
     db: Session,
     *,
@@ -169,16 +175,17 @@ def tune_example(db: Session, key: str) -> Experiment:
 def remove(db: Session, experiment_id: str) -> None:
     """Delete an experiment that has ended, with its runs and files. Raises Conflict."""
     experiment = get(db, experiment_id)
-    if any(run.state in runs.HELD for run in experiment.runs):
+    # Locked, so that no worker takes one up meanwhile. (SQLite has locked everything already.)
+    found = select(Run.id, Run.state).where(Run.experiment_id == experiment.id).with_for_update()
+    states = {run_id: state for run_id, state in db.execute(found)}
+    if not runs.HELD.isdisjoint(states.values()):
+        db.rollback()
         raise Conflict("A run of this experiment is at work. Cancel it first; nothing was deleted.")
-    ids = [run.id for run in experiment.runs]
+    ids = list(states)
     db.execute(delete(Answer).where(Answer.owner.in_(ids)))
     for table in (Point, Event, Completion):
         db.execute(delete(table).where(table.run_id.in_(ids)))
-    gone = db.execute(delete(Run).where(Run.id.in_(ids), Run.state.not_in(runs.HELD)))
-    if gone.rowcount != len(ids):  # type: ignore[attr-defined]
-        db.rollback()
-        raise Conflict("A run of this experiment was just taken up. Nothing was deleted.")
+    db.execute(delete(Run).where(Run.id.in_(ids)))
     db.execute(delete(Experiment).where(Experiment.id == experiment.id))
     db.commit()
     for run_id in ids:

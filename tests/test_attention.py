@@ -10,10 +10,10 @@ from torch import Tensor
 
 from app import methods
 from tests import tiny
+from tests.engine import MACHINE
 from worker import attention, backbones, evaluate, packing
 from worker.packing import Row
 
-MACHINE = backbones.Hardware("cpu", "float32", "test", 8000.0, 1)
 CLOSE = 1e-5
 
 # Attention far from even, so that who sees whom matters; windows shorter than a row.

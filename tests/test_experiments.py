@@ -1,12 +1,25 @@
 """Experiments: complete when stored, refused with the field to blame, and deleted with all of it."""
 
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from app import base_models, claims, completions, experiments, methods, points, runs, storage
+from app import (
+    base_models,
+    claims,
+    completions,
+    database,
+    experiments,
+    methods,
+    points,
+    runs,
+    storage,
+)
 from app.errors import Conflict, Invalid, NotFound, StudioError
 from app.tables import Answer, Completion, Event, Experiment, Point, Run
 from tests import factories
@@ -197,20 +210,38 @@ def test_what_is_at_work_is_not_removed(db: Session, state: str) -> None:
     assert _count(db, Run) == 2
 
 
-def test_a_run_that_is_taken_up_while_its_experiment_is_removed(
-    any_db: Session, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The worker is just faster than the deletion: the run goes on, and all of it is there."""
-    of = factories.experiment(any_db)
-    run = factories.run(any_db, of)
-    seen = experiments.get(any_db, of.id)
-    any_db.rollback()
-    assert claims.claim_next(any_db, "w1")
-    any_db.expunge_all()
-    seen.runs[0].state = "queued"  # what the remover read a moment before
-    monkeypatch.setattr(experiments, "get", lambda *_: seen)
-    with pytest.raises(Conflict, match="just taken up"):
-        experiments.remove(any_db, of.id)
-    any_db.rollback()
-    assert runs.get(any_db, run.id).state == "running"
-    assert len(runs.history(any_db, run.id)) == 1
+def test_removing_while_a_worker_takes_a_run_up(any_db: Session) -> None:
+    """Either all of the experiment goes, or all of it stays and the run is at work."""
+    data, base = factories.dataset(any_db), factories.base_model(any_db)
+    start = threading.Barrier(2, timeout=60)
+
+    def claim() -> Run | None:
+        with database.session() as db:
+            start.wait()
+            return claims.claim_next(db, "w1")
+
+    def remove(experiment_id: str, later: float) -> bool:
+        with database.session() as db:
+            start.wait()
+            time.sleep(later)
+            try:
+                experiments.remove(db, experiment_id)
+            except Conflict:
+                return False
+            return True
+
+    with ThreadPoolExecutor(2) as pool:
+        for number in range(40):
+            of = factories.experiment(any_db, base, data)
+            run = factories.run(any_db, of)
+            claiming, removing = pool.submit(claim), pool.submit(remove, of.id, number % 5 / 2000)
+            taken, removed = claiming.result(), removing.result()
+            assert (taken is None) == removed
+            any_db.expunge_all()
+            if taken:
+                assert [event.attempt for event in runs.history(any_db, run.id)] == [1]
+                runs.finish(any_db, run.id, 1)
+            assert _count(any_db, Run) == (1 if taken else 0)
+            any_db.rollback()
+            if taken:
+                experiments.remove(any_db, of.id)

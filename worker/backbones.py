@@ -102,9 +102,32 @@ def load_trainable(
         if machine.precision is not torch.float32 and hasattr(module, "cast_input_dtype_enabled"):
             # PEFT would widen every input to float32 just before autocast narrows it again.
             module.cast_input_dtype_enabled = False
+        for name, dropout in getattr(module, "lora_dropout", {}).items():
+            if machine.device == "cpu" and isinstance(dropout, torch.nn.Dropout):
+                module.lora_dropout[name] = _Dropout(dropout.p)
     if params.gradient_checkpointing:
         inner(model).activation_checkpointing_enable({"use_reentrant": False})
     return model, method.soft_prefix(model)
+
+
+class _Dropout(torch.nn.Module):
+    """Dropout for a CPU, where drawing a number for each value took a third of LoRA's forward pass.
+
+    One draw of 64 bits decides on four values; the share is rounded to a 65536th.
+    """
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.dropped = round(share * 2**16)
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Some values zero, the others larger by as much; all as they are outside of training."""
+        if not self.training:
+            return values
+        draws = torch.empty(-(-values.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+        bits = draws.view(torch.int16)[: values.numel()].view(values.shape)
+        kept = (bits >= self.dropped - 2**15).to(values.dtype)
+        return values * kept.mul_(2**16 / (2**16 - self.dropped))
 
 
 def share(model: Any) -> Any:

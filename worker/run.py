@@ -124,7 +124,7 @@ def _train(job: Job) -> None:
     job.store(figures=job.run.figures)
 
 
-def _resume(job: Job, state: train.State) -> None:
+def _resume(job: Job, state: checkpoints.State) -> None:
     found = checkpoints.load(storage.checkpoints_folder(job.run.id), state)
     for sentence in found.damaged:
         job.tell(f"{sentence} It was passed over.", "warning")
@@ -148,7 +148,7 @@ def _save(job: Job, model: Any, folder: storage.Path) -> None:
 class _Recorder:
     """Consumes the training: records, keeps the best state, saves, and stops when told to."""
 
-    def __init__(self, job: Job, model: Any, state: train.State) -> None:
+    def __init__(self, job: Job, model: Any, state: checkpoints.State) -> None:
         self.job = job
         self.model = model
         self.state = state

@@ -98,7 +98,7 @@ def _score(
         (example.output, text)
         for (_, example), text in zip(material.test_examples, texts, strict=True)
     ]
-    by_index = {loss.index: loss.total / max(1, loss.tokens) for loss in losses}
+    by_index = {loss.example: loss.total / max(1, loss.tokens) for loss in losses}
     answers = [
         baselines.Given(
             row, text, scores.score(task, labels, example.output, text), by_index[place]

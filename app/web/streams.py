@@ -204,7 +204,7 @@ async def _follow(
     bells, end = getattr(app.state, "bells", None) or queue.Bells(), closing(app)
     started = time.monotonic()
     with bells.at(key) as bell:
-        while not end.is_set() and True:
+        while not end.is_set() and time.monotonic() - started < LIFETIME_SECONDS:
             bell.clear()
             items, more = await run_in_threadpool(look)
             for item in items:

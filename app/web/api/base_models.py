@@ -11,6 +11,10 @@ from app.tables import BaseModel
 from app.web.sessions import Reading, Writing
 
 router = APIRouter(prefix="/base-models", tags=["base models"])
+COLUMNS = (
+    *("id", "name", "source", "address", "state", "progress", "error", "licence", "note"),
+    *("architecture", "quantization", "shapes", "has_chat", "created_at"),
+)
 
 
 class NewBaseModel(pydantic.BaseModel):
@@ -21,9 +25,7 @@ class NewBaseModel(pydantic.BaseModel):
 
 
 def _plain(base_model: BaseModel) -> dict[str, Any]:
-    names = ("id", "name", "source", "address", "state", "progress", "error", "licence", "note")
-    names += ("architecture", "quantization", "shapes", "has_chat", "created_at")
-    plain = {name: getattr(base_model, name) for name in names}
+    plain = {name: getattr(base_model, name) for name in COLUMNS}
     return plain | {"methods": base_models.methods_for(base_model)}
 
 

@@ -11,13 +11,15 @@ from app.web import archives
 from app.web.sessions import Reading, Writing
 
 router = APIRouter(prefix="/tuned-models", tags=["tuned models"])
+COLUMNS = (
+    *("id", "method", "params", "best_step", "best_loss", "finished_at", "train_seconds"),
+    *("figures", "scores", "whole_state", "whole_error"),
+)
 
 
 def _plain(run: Run) -> dict[str, Any]:
-    names = ("id", "method", "params", "best_step", "best_loss", "finished_at", "train_seconds")
-    names += ("figures", "scores", "whole_state", "whole_error")
     experiment = run.experiment
-    return {name: getattr(run, name) for name in names} | {
+    return {name: getattr(run, name) for name in COLUMNS} | {
         "experiment": {"id": experiment.id, "name": experiment.name, "task": experiment.task},
         "base_model": {"id": experiment.base_model_id, "name": experiment.base_model.name},
     }

@@ -6,7 +6,7 @@ from fastapi import APIRouter, File, Form, Request, UploadFile
 from fastapi.responses import Response
 from sqlalchemy.orm import Session
 
-from app import datasets
+from app import datasets, experiments
 from app.errors import Invalid
 from app.settings import settings
 from app.web import pages, uploads
@@ -67,7 +67,7 @@ def show(request: Request, db: Reading, dataset_id: str) -> Response:
         dataset=dataset,
         report=dataset.report,
         rows=datasets.preview(dataset),
-        users=datasets.users(db, dataset_id),
+        users=experiments.on_dataset(db, dataset_id),
     )
 
 

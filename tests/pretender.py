@@ -1,0 +1,78 @@
+"""Stands in for the workers' children, without torch: `python -m tests.pretender MODULE ARGS`.
+
+What it does with a run, the run's parameter `pretend` says; a run's real child is worker.run.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+
+from app import base_models, completions, database, processes, runs, storage
+from worker.keeper import SAVED
+
+
+def tune() -> int:
+    """A run, told on standard input, ends as it was told to."""
+    told = sys.stdin.readline()
+    if not told:
+        return 0
+    wanted = json.loads(told)
+    run_id, attempt = wanted["run"], wanted["attempt"]
+    with database.session() as db:
+        pretend = runs.get(db, run_id).params["pretend"]
+        runs.progress(db, run_id, attempt, phase="training", figures={"pid": os.getpid()})
+        if pretend == "finish":
+            runs.finish(db, run_id, attempt)
+            return 0
+    if pretend == "crash":
+        return 3
+    if pretend == "say nothing":
+        return 0
+    if pretend == "save when told":
+        told_to_end = [False]
+        signal.signal(signal.SIGTERM, lambda *_: told_to_end.__setitem__(0, True))
+        while not told_to_end[0]:
+            time.sleep(0.02)
+        with database.session() as db:
+            runs.settle(db, run_id, attempt, "Saved.")
+        return SAVED
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # "hang"
+    time.sleep(120)
+    return 0
+
+
+def answer(worker: str) -> int:
+    """Answers each prompt with its input; dies of the input "die"."""
+    for _line in sys.stdin:
+        with database.session() as db:
+            for one in completions.claim_ask(db, worker):
+                if one.input == "die":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                completions.write(db, one, text=one.input)
+                completions.end(db, one)
+    return 0
+
+
+def prepare(base_model_id: str) -> int:
+    """Makes a model ready, or dies of the address "die"."""
+    with database.session() as db:
+        if base_models.get(db, base_model_id).address == "die":
+            return 4
+        base_models.finish(db, base_model_id)
+    return 0
+
+
+if __name__ == "__main__":
+    processes.die_with_parent(signal.SIGKILL)
+    storage.log_file("pretender").open("a").write(f"{os.getpid()} {' '.join(sys.argv[1:])}\n")
+    match sys.argv[1]:
+        case "worker.run":
+            sys.exit(tune())
+        case "worker.answer":
+            sys.exit(answer(sys.argv[2]))
+        case "worker.prepare":
+            sys.exit(prepare(sys.argv[2]))
+        case _:
+            sys.exit(4)
