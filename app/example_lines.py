@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO, NamedTuple
 
 MOST_ROW_BYTES = 1_000_000  # one row, as it stands in the file
+MOST_LINES = 2_000_000
 FIELDS = ("input", "output")
 TOO_LONG = f"the row is longer than {MOST_ROW_BYTES // 1_000_000} MB; shorten or split it"
 SAVE_AS = "The studio reads UTF-8: save the file with that encoding and upload it again"
@@ -41,6 +42,10 @@ def lines(file: BinaryIO, *, skip_long: bool) -> Iterator[tuple[int, str | None]
     offset = number = 0
     while line := file.readline(MOST_ROW_BYTES + 1):
         number += 1
+        if number > MOST_LINES:
+            raise Broken(
+                number, f"the file has more than {MOST_LINES:,} lines; upload a part of it"
+            )
         if len(line) > MOST_ROW_BYTES and not line.endswith(b"\n"):
             if not skip_long:
                 raise Broken(number, TOO_LONG)

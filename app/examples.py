@@ -10,6 +10,7 @@ from app.example_lines import FIELDS, Broken, Unusable, shown
 from app.storage import Path
 
 MOST_PROBLEMS = 20  # listed one by one; of the others only the number is told
+MOST_COUNTED = 10_000  # then reading stops
 
 
 class Example(NamedTuple):
@@ -40,6 +41,8 @@ def read(path: Path, filename: str) -> Iterator[Example]:
                 count += 1
                 if count <= MOST_PROBLEMS:
                     problems.append(f"Line {line}: {reason}.")
+                if count >= MOST_COUNTED:
+                    break
     except Broken as reason:
         count += 1
         problems.append(f"Line {reason.line}: {reason}. Nothing after it was read.")
@@ -49,7 +52,8 @@ def read(path: Path, filename: str) -> Iterator[Example]:
 
 def _message(problems: list[str], count: int) -> str:
     first = "There is a problem" if count == 1 else f"There are {count:,} problems"
-    more = [f"... and {count - len(problems):,} more."] if count > len(problems) else []
+    least = "at least " if count >= MOST_COUNTED else ""
+    more = [f"... and {least}{count - len(problems):,} more."] if count > len(problems) else []
     return "\n".join([f"{first} in the file, so nothing of it was stored.", *problems, *more])
 
 

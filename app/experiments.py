@@ -177,7 +177,7 @@ def remove(db: Session, experiment_id: str) -> None:
     experiment = get(db, experiment_id)
     # Locked, so that no worker takes one up meanwhile. (SQLite has locked everything already.)
     found = select(Run.id, Run.state).where(Run.experiment_id == experiment.id).with_for_update()
-    states = {run_id: state for run_id, state in db.execute(found)}
+    states = {run.id: run.state for run in db.execute(found)}
     if not runs.HELD.isdisjoint(states.values()):
         db.rollback()
         raise Conflict("A run of this experiment is at work. Cancel it first; nothing was deleted.")

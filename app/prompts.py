@@ -29,8 +29,8 @@ class Task(NamedTuple):
 TASKS = {
     "classification": Task(
         "Classification",
-        "Choose the label that fits the text. Labels: {{labels}}.\n\n"
-        "Text: {{input}}\n\nAnswer with the label only.",
+        "Classify the text. Answer with one of these labels only: {{labels}}.\n\n"
+        "Text: {{input}}\nLabel:",
         "Each output is one of a few labels.",
     ),
     "generation": Task(
@@ -43,7 +43,7 @@ TASKS = {
     ),
     "extraction": Task(
         "Extraction",
-        "Extract the facts from the text. Answer with JSON.\n\nText: {{input}}",
+        "Extract the facts from the text. Answer with one line of JSON.\n\nText: {{input}}",
         "Each output holds facts of its input, as JSON or as lines of name: value.",
     ),
     "question_answering": Task(
@@ -92,8 +92,8 @@ class Row(NamedTuple):
 class Formatter:
     """Writes prompts for the model in one folder. Reads its tokenizer and chat template once.
 
-    Nothing in a user's text becomes a special token, whatever it spells. A model without a chat
-    format gets the filled template and a line break. Raises Invalid for files it cannot use.
+    Nothing in a user's text becomes a special token. A model without a chat format gets the filled
+    template and a line break. Raises Invalid for files it cannot use.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -188,7 +188,7 @@ class Formatter:
         return self._plain(text) if spelled else ids
 
     def _plain(self, text: str) -> list[int]:
-        """Tokens of the text as if there were no special ones, by the parts of the tokenizer."""
+        """Tokens of the text as if there were no special ones."""
         normalizer, splitter = self._tokenizer.normalizer, self._tokenizer.pre_tokenizer
         text = normalizer.normalize_str(text) if normalizer else text
         parts = [part for part, _ in splitter.pre_tokenize_str(text)] if splitter else [text]
@@ -244,7 +244,5 @@ def _end_ids(folder: Path, tokenizer: Tokenizer) -> list[int]:
     return list(dict.fromkeys(id for id in found if type(id) is int))
 
 
-@lru_cache(maxsize=4)
-def formatter(folder: Path) -> Formatter:
-    """The folder's formatter, kept: a base model's files never change."""
-    return Formatter(folder)
+# Kept: a base model's files never change.
+formatter = lru_cache(maxsize=4)(Formatter)

@@ -48,7 +48,7 @@ def celery() -> Celery:
             "visibility_timeout": 3600,
             "socket_keepalive": True,
             "socket_connect_timeout": 1,
-            "socket_timeout": 5,  # a broker that hangs must not hang the web with it
+            "socket_timeout": 3,  # a broker that hangs must not hang the web with it
             "max_retries": 0,  # of a ring; the consumer goes by the setting above, and for ever
             "health_check_interval": 25,
         },

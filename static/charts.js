@@ -182,7 +182,7 @@ export class LossChart {
     this.plot?.destroy();
     this.plot = new uPlot({
       ...this.size(),
-      padding: [12, 12, 0, 0],
+      padding: [12, 24, 0, 0],
       legend: { show: false },
       cursor: { y: false, points: { show: false }, drag: { x: true, y: false } },
       scales: { x: { time: false, range: (_, low, high) => (low === high ? [low ?? 0, (low ?? 0) + 1] : [low, high]) }, y: log.checked ? { distr: 3 } : { range: (_, low, high) => this.range(low, high) } },
@@ -218,8 +218,8 @@ export class LossChart {
       ctx.setLineDash([]);
       ctx.font = `${12 * scale}px ${getComputedStyle(this.place).fontFamily}`;
       ctx.fillStyle = ctx.strokeStyle;
-      ctx.textAlign = "right";
-      ctx.fillText("base model", bbox.left + bbox.width, y - 4 * scale);
+      [ctx.textAlign, ctx.textBaseline] = ["right", "bottom"];
+      ctx.fillText("base model", bbox.left + bbox.width, y - 2 * scale);
     }
     for (const run of this.runs.values()) if (run.shown) this.marks(run, ctx, bbox, scale);
     ctx.restore();

@@ -22,12 +22,17 @@ function open() {
   source.onerror = () => tell("Connecting again…");
   on("points", (points) => chart.add(points));
   on("rewind", ({ run, step }) => chart.rewind(run, step));
-  on("base", ({ validation_loss }) => chart.setBase(validation_loss));
+  on("base", ({ validation_loss }) => {
+    if (validation_loss !== chart.base) compare();
+    chart.setBase(validation_loss);
+  });
   on("runs", (panels) => panels.forEach(update));
   on("done", () => {
     done = true;
     close();
     tell("All runs have ended");
+    if (!page.hasAttribute("data-ended")) compare();
+    page.setAttribute("data-ended", "");
   });
 }
 
@@ -60,7 +65,11 @@ function update(panel) {
   const ended = FINAL.includes(panel.state);
   place.dataset.state = panel.state;
   const fresh = htmx.ajax("GET", `/runs/${panel.id}/panel`, { target: place, swap: "outerHTML" });
-  if (ended) fresh.then(() => htmx.trigger("#comparison", "refresh"));
+  if (ended) fresh.then(compare);
+}
+
+function compare() {
+  htmx.trigger("#comparison", "refresh");
 }
 
 function say(text) {

@@ -68,7 +68,7 @@ function start() {
 }
 
 document.addEventListener("htmx:afterSettle", ({ detail }) => {
-  if (detail.target.id !== "answers" && detail.elt.id !== "answers") return;
+  if (detail.target?.id !== "answers" && detail.elt.id !== "answers") return;
   start();
   document.getElementById("problems")?.focus();
 });

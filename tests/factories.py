@@ -36,7 +36,7 @@ def dataset(
             "fingerprint": hashlib.sha256(content).hexdigest(),
             "num_examples": len(rows),
             "num_bytes": len(content),
-            "report": {"labels": {label: 1 for label in LABELS}},
+            "report": {"labels": dict.fromkeys(LABELS, 1)},
             **changes,
         }
     )

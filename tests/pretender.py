@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 
-from app import base_models, completions, database, processes, runs, storage
+from app import base_models, completions, database, processes, runs
 from worker.keeper import SAVED
 
 
@@ -26,9 +26,11 @@ def tune() -> int:
         if pretend == "finish":
             runs.finish(db, run_id, attempt)
             return 0
-    if pretend == "crash":
-        return 3
-    if pretend == "say nothing":
+    if pretend == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if pretend == "say nothing until asked":
+        while _state(run_id, attempt) == "running":
+            time.sleep(0.02)
         return 0
     if pretend == "save when told":
         told_to_end = [False]
@@ -41,6 +43,11 @@ def tune() -> int:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # "hang"
     time.sleep(120)
     return 0
+
+
+def _state(run_id: str, attempt: int) -> str:
+    with database.reading() as db:
+        return runs.state(db, run_id, attempt)
 
 
 def answer(worker: str) -> int:
@@ -66,7 +73,6 @@ def prepare(base_model_id: str) -> int:
 
 if __name__ == "__main__":
     processes.die_with_parent(signal.SIGKILL)
-    storage.log_file("pretender").open("a").write(f"{os.getpid()} {' '.join(sys.argv[1:])}\n")
     match sys.argv[1]:
         case "worker.run":
             sys.exit(tune())

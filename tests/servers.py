@@ -1,5 +1,6 @@
 """Fixtures: the servers that the studio can work with, started for tests and ended after them."""
 
+import contextlib
 import ctypes
 import getpass
 import glob
@@ -103,34 +104,60 @@ def _answers(engine: object) -> bool:
     return True
 
 
-@pytest.fixture
-def empty_postgres(
-    postgres_server: str, home: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[str]:
-    """The studio works on an empty database of PostgreSQL; its URL."""
+def _use(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    database.engine().dispose()
+    monkeypatch.setattr(settings, "database_url", url)
+    database.engine.cache_clear()
+
+
+@contextlib.contextmanager
+def _new_database(server: str) -> Iterator[str]:
+    """An empty database; its URL."""
     name = f"test_{secrets.token_hex(4)}"
     admin = create_engine(
-        postgres_server.format(name="postgres").replace("://", "+psycopg://"),
-        isolation_level="AUTOCOMMIT",
+        server.format(name="postgres").replace("://", "+psycopg://"), isolation_level="AUTOCOMMIT"
     )
     with admin.connect() as connection:
         connection.execute(text(f"CREATE DATABASE {name}"))
-    database.engine().dispose()
-    monkeypatch.setattr(settings, "database_url", postgres_server.format(name=name))
-    database.engine.cache_clear()
-    yield settings.database_url
-    database.engine().dispose()
-    database.engine.cache_clear()
-    with admin.connect() as connection:
+        yield server.format(name=name)
         connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
     admin.dispose()
 
 
 @pytest.fixture
-def postgres(empty_postgres: str) -> str:
-    """The studio works on PostgreSQL, with the tables there; the database's URL."""
-    tables.Table.metadata.create_all(database.engine())
-    return empty_postgres
+def empty_postgres(
+    postgres_server: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[str]:
+    """The studio works on an empty database of PostgreSQL, without tables; its URL."""
+    with _new_database(postgres_server) as url:
+        _use(url, monkeypatch)
+        yield url
+        database.engine().dispose()
+        database.engine.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def _postgres_with_tables(postgres_server: str) -> Iterator[str]:
+    with _new_database(postgres_server) as url:
+        engine = create_engine(url.replace("://", "+psycopg://"))
+        tables.Table.metadata.create_all(engine)
+        engine.dispose()
+        yield url
+
+
+@pytest.fixture
+def postgres(
+    _postgres_with_tables: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[str]:
+    """The studio works on PostgreSQL, its tables empty; the database's URL."""
+    _use(_postgres_with_tables, monkeypatch)
+    yield _postgres_with_tables
+    with database.session() as db:
+        for table in reversed(tables.Table.metadata.sorted_tables):
+            db.execute(table.delete())
+        db.commit()
+    database.engine().dispose()
+    database.engine.cache_clear()
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])

@@ -98,7 +98,7 @@ def test_racing_workers_never_hold_one_run_twice(any_db: Session) -> None:
 def test_hundreds_of_races_for_one_run(any_db: Session) -> None:
     """Two workers claim the same single run at the same moment, again and again."""
     run = factories.run(any_db)
-    rounds, wins = 200, {"w0": 0, "w1": 0}
+    rounds, wins = 150, {"w0": 0, "w1": 0}
     start = threading.Barrier(2, timeout=60)
 
     def work(name: str) -> None:
@@ -170,9 +170,7 @@ def test_leases_do_not_end_while_the_wall_clock_jumps(
 
 
 @pytest.mark.postgres
-def test_leases_count_by_the_servers_clock(
-    postgres: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_leases_count_by_the_servers_clock(postgres: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Machines whose own clocks differ share one PostgreSQL."""
     monkeypatch.setattr(time, "monotonic", lambda: 5.0)
     with database.session() as db:

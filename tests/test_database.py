@@ -16,7 +16,7 @@ from app.settings import settings
 from app.tables import Completion, Event, Point, Run
 from tests import factories
 
-NUM_PROCESSES, NUM_RUNS, NUM_POINTS = 4, 24, 6
+NUM_PROCESSES, NUM_RUNS, NUM_POINTS = 4, 20, 4
 
 WORKER = f"""
 import sys
@@ -56,11 +56,11 @@ def _processes(url: str) -> list["subprocess.Popen[str]"]:
     ]
 
 
-def test_processes_that_write_at_once(any_db: Session) -> None:
+def test_processes_that_write_at_once(db: Session) -> None:
     """Each claims, records and finishes runs: none is taken twice, and no write is refused."""
-    of = factories.experiment(any_db)
+    of = factories.experiment(db)
     for _ in range(NUM_RUNS):
-        factories.run(any_db, of)
+        factories.run(db, of)
     working = _processes(settings.database_url)
     for process in working:
         assert process.stdin
@@ -72,11 +72,11 @@ def test_processes_that_write_at_once(any_db: Session) -> None:
         assert process.returncode == 0, errors
         done += out.split()
     assert len(done) == len(set(done)) == NUM_RUNS
-    states = any_db.scalars(select(Run.state)).all()
+    states = db.scalars(select(Run.state)).all()
     assert set(states) == {"succeeded"}
-    assert any_db.scalar(select(func.count()).select_from(Point)) == NUM_RUNS * NUM_POINTS
-    assert any_db.scalar(select(func.max(Run.attempt))) == 1
-    assert any_db.scalar(select(func.min(Run.last_number))) == NUM_POINTS
+    assert db.scalar(select(func.count()).select_from(Point)) == NUM_RUNS * NUM_POINTS
+    assert db.scalar(select(func.max(Run.attempt))) == 1
+    assert db.scalar(select(func.min(Run.last_number))) == NUM_POINTS
 
 
 def test_a_transaction_that_reads_first_may_still_write(db: Session) -> None:

@@ -21,6 +21,7 @@ MODELS: dict[str, dict[str, Any]] = {
     | {
         "head_dim": 16,
         "sliding_window": 100,
+        "tie_word_embeddings": False,
         "layer_types": ["sliding_attention", "full_attention"],
     },
     "gpt2": SHARP,

@@ -201,6 +201,14 @@ def test_twenty_problems_are_listed_and_the_others_counted(tmp_path: Path) -> No
     assert lines[21:] == ["... and 25 more."]
 
 
+def test_reading_stops_when_there_is_nothing_to_hope_for(tmp_path: Path) -> None:
+    with pytest.raises(Invalid, match=r"10,000 problems.*") as refused:
+        read(tmp_path, "{}\n" * 1_000_000, "data.jsonl")
+    assert refused.value.message.endswith("... and at least 9,980 more.")
+    with pytest.raises(Invalid, match="more than 2,000,000 lines"):
+        read(tmp_path, "\n" * 2_000_001 + "{}", "data.jsonl")
+
+
 def test_names_from_the_file_are_shown_safely(tmp_path: Path) -> None:
     row = json.dumps({"\x1b[2J\ud800\nfake: line": 1, "y" * 1000: 2})
     with pytest.raises(Invalid) as refused:

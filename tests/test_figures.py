@@ -43,7 +43,12 @@ def test_before_anything_was_measured(db: Session) -> None:
     assert found.metric == "accuracy"
     assert [row.key for row in found.rows] == ["base", run.id]
     for row in found.rows:
-        assert (row.score, row.metrics, row.validation_loss, row.test_loss) == (None, {}, None, None)
+        assert (row.score, row.metrics, row.validation_loss, row.test_loss) == (
+            None,
+            {},
+            None,
+            None,
+        )
         assert (row.train_seconds, row.peak_memory_mb, row.size_bytes) == (None, None, None)
     assert [row.state for row in found.rows] == ["", "queued"]
 
@@ -79,7 +84,12 @@ def test_the_base_models_row(any_db: Session) -> None:
     assert _compare(any_db, of).rows[0].score is None  # measured in another precision
     baselines.keep(any_db, of, "bfloat16", validation_loss=2.5, scores=other)
     row = _compare(any_db, of).rows[0]
-    assert (row.score, row.validation_loss, row.test_loss, row.state) == (0.4, 2.5, 3.0, "succeeded")
+    assert (row.score, row.validation_loss, row.test_loss, row.state) == (
+        0.4,
+        2.5,
+        3.0,
+        "succeeded",
+    )
     assert (row.trainable, row.share, row.total) == (0, 0.0, 1_000_000)
 
 

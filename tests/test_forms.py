@@ -37,7 +37,7 @@ def test_defaults_read_back_are_the_schemas_defaults(key: str) -> None:
 def test_small_numbers_are_written_out() -> None:
     by_name = {f.name: f for f in forms.fields(METHODS["full"].schema, "full")}
     assert by_name["full.learning_rate"].value == "0.00005"
-    assert by_name["full.learning_rate"].range == "0.00001 to 0.5"
+    assert by_name["full.learning_rate"].range == "from 0.00001 to 0.5"
 
 
 def test_kinds_and_folding() -> None:
@@ -54,9 +54,9 @@ def test_kinds_and_folding() -> None:
 @pytest.mark.parametrize(
     ("key", "changes", "field", "says"),
     [
-        ("lora", {"rank": "0"}, "lora.rank", "Rank: give a whole number, 1 to 256."),
+        ("lora", {"rank": "0"}, "lora.rank", "Rank: give a whole number from 1 to 256."),
         ("lora", {"rank": "3.5"}, "lora.rank", "whole number"),
-        ("lora", {"learning_rate": "fast"}, "lora.learning_rate", "a number, 0.00001 to 0.5"),
+        ("lora", {"learning_rate": "fast"}, "lora.learning_rate", "a number from 0.00001 to 0.5"),
         ("lora", {"learning_rate": "nan"}, "lora.learning_rate", "a number"),
         ("lora", {"target_modules": "../etc"}, "lora.target_modules", "not accepted"),
         ("qlora", {"quantization_type": "int8"}, "qlora.quantization_type", "nf4, fp4"),

@@ -86,7 +86,7 @@ def test_of_several_processes_one_upgrades(empty: str) -> None:
             stderr=subprocess.PIPE,
             text=True,
         )
-        for _ in range(3)
+        for _ in range(2)
     ]
     for process in upgrading:
         assert process.stdin

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from app import base_models, chat, database, prompts, storage
+from app import base_models, chat, database, methods, prompts, storage
 from app.errors import Invalid, Unavailable
 from app.settings import settings
 from app.tables import BaseModel
@@ -137,11 +137,19 @@ class TestFolder:
         self.refused(reason)
 
     def test_one_in_four_bits_is_for_qlora(self, source: Path) -> None:
-        how = {"quant_method": "bitsandbytes", "load_in_4bit": True}
-        edit(source / "config.json", quantization_config=how)
-        model = made("folder", "mine")
-        assert (model.state, model.quantization) == ("ready", "bitsandbytes")
-        assert base_models.methods_for(model) == ["qlora"]
+        from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+        how = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+        model = AutoModelForCausalLM.from_pretrained(source, quantization_config=how)
+        model.save_pretrained(source)
+        shapes = prepare.measure(tiny.model(source.parent.parent / "plain"))
+        found = made("folder", "mine")
+        assert (found.state, found.error, found.quantization) == ("ready", None, "bitsandbytes")
+        assert found.shapes == shapes | {"dtype_bytes": 2}
+        assert base_models.methods_for(found) == ["qlora"]
+        method = methods.get("qlora")
+        loaded = method.load(str(folder_of(found)), method.schema(), device="cpu", dtype="float32")
+        assert type(loaded.model.layers[0].self_attn.q_proj).__name__ == "Linear4bit"
 
     @pytest.mark.parametrize(
         ("file", "content", "reason"),

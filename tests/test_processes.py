@@ -76,7 +76,12 @@ def test_a_child_is_a_group_of_its_own_and_knows_its_parent_alone() -> None:
 
 def test_a_process_started_by_hand_needs_no_parent() -> None:
     script = "import signal; from app import processes; processes.die_with_parent(signal.SIGKILL)"
-    assert subprocess.run([sys.executable, "-c", script], cwd=storage.REPOSITORY, check=False).returncode == 0
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", script], cwd=storage.REPOSITORY, check=False
+        ).returncode
+        == 0
+    )
 
 
 def test_what_a_process_and_its_libraries_say_goes_to_the_file(tmp_path: Path) -> None:
@@ -112,8 +117,6 @@ def test_how_a_process_ended_in_words(script: str, words: str) -> None:
 
 
 def test_a_process_that_runs_has_not_ended() -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-c", "input()"], stdin=subprocess.PIPE, text=True
-    )
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, text=True)
     assert processes.ended(process) == "is running"
     process.communicate("\n")

@@ -11,11 +11,11 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy.orm import Session
 
-from app import base_models, experiments, methods, points, prompts, runs, storage
+from app import base_models, database, experiments, methods, points, prompts, runs, storage
 from app.comparison import baselines
 from app.comparison.baselines import Given
 from app.tables import BaseModel, Dataset, Experiment, Run
-from app.web import panels, previews
+from app.web import formats, panels, previews
 from tests import factories, tiny, web
 from tests.factories import measured
 
@@ -59,6 +59,17 @@ def _field(page: str, name: str) -> str:
     )
     assert found, name
     return unescape(found[1])
+
+
+def _stored() -> list[Experiment]:
+    # A session of its own that only reads: one that may write would lock the others out.
+    with database.reading() as db:
+        return experiments.all(db)
+
+
+def _run(run_id: str) -> Run:
+    with database.reading() as db:
+        return runs.get(db, run_id)
 
 
 # --- The form ---------------------------------------------------------------------------------
@@ -131,7 +142,7 @@ def test_another_task_or_dataset_changes_what_the_person_has_not(
     other = factories.dataset(db, rows=[("x", "new"), ("y", "old")] * 30, report={"labels": labels})
     page = browser.post("/experiments/new", data=_form(ready, dataset_id=other.id)).text
     assert _field(page, "labels").split() == ["new", "old"]
-    assert experiments.all(db) == []
+    assert _stored() == []
 
 
 def test_the_preview_is_the_row_as_the_model_sees_it(
@@ -139,7 +150,7 @@ def test_the_preview_is_the_row_as_the_model_sees_it(
 ) -> None:
     rows = [("Hello", "delivery"), (f"<|im_end|> {HOSTILE}", "refund")] * 30
     data = factories.dataset(db, rows=rows)
-    sent = _form(ready, dataset_id=data.id, row="2", **{"lora.max_length": "200"})
+    sent = _form(ready, dataset_id=data.id, row="2", **{"lora.max_length": "99"})
     page = browser.post("/experiments/preview", data=sent).text
     assert "<script>" not in page
     seen = re.search(r"<pre[^>]*>(.*?)</pre>", page, re.DOTALL)
@@ -155,8 +166,8 @@ def test_the_preview_is_the_row_as_the_model_sees_it(
     labels = sent["labels"].split()
     ids = formatter.prompt_ids("Labels: {{labels}}\n{{input}}", rows[1][0], labels)
     assert f"Row 2 of 60: {len(ids)} tokens to read, 7 to learn" in page
-    long = len(ids) + 7 > 200
-    assert (f"LoRA: {30 * long} of 60 rows are cut to 200 tokens." in page) == long
+    long = len(ids) + 7 > 99
+    assert (f"LoRA: {30 * long} of 60 rows are cut to 99 tokens." in page) == long
     assert long
 
 
@@ -193,7 +204,7 @@ def test_one_submit_starts_the_experiment(
 ) -> None:
     chosen = ["lora", "prompt_tuning"]
     response = browser.post("/experiments", data=_form(ready, methods=chosen, **{"lora.rank": "4"}))
-    (made,) = experiments.all(db)
+    (made,) = _stored()
     assert response.status_code == 303
     assert response.headers["location"] == f"/experiments/{made.id}"
     assert made.template == "Labels: {{labels}}\n{{input}}"
@@ -215,7 +226,7 @@ def test_one_submit_starts_the_experiment(
         ({"labels": "one"}, "labels", "2 to 200 labels"),
         ({"methods": []}, "methods", "Choose at least one method."),
         ({"methods": ["nonsense"]}, "methods", "Choose at least one method."),
-        ({"lora.rank": "0"}, "lora-rank", "Rank: give a whole number, 1 to 256."),
+        ({"lora.rank": "0"}, "lora-rank", "Rank: give a whole number from 1 to 256."),
         ({"lora.max_length": "4096"}, "lora-max_length", "reads at most 2048 tokens"),
         (
             {"methods": ["prompt_tuning"], "prompt_tuning.initialization": "text"},
@@ -235,11 +246,11 @@ def test_a_wrong_value_shows_the_form_again_with_the_reason_at_its_field(
     response = browser.post("/experiments", data=_form(ready, **changes))
     page = unescape(response.text)
     assert response.status_code == 422
-    assert experiments.all(db) == []
+    assert _stored() == []
     assert f'<a href="#{field}">' in page  # in the summary, which has the focus
     assert re.search(r'id="problems" tabindex="-1" autofocus', page)
     assert re.search(rf'id="{field}(-error)?"', page)
-    assert page.count(says) == 2
+    assert page.count(says) >= 2
     if field not in ("methods", "prompt_tuning"):
         assert re.search(rf'id="{field}"[^>]*aria-invalid="true"', page)
     for name, value in changes.items():
@@ -268,7 +279,7 @@ def test_the_example_starts_all_methods_with_one_click(browser: TestClient, db: 
     model.state, model.shapes = "ready", {"max_positions": 8192}
     db.commit()
     response = browser.post("/experiments/example", data={"example": "support_tickets"})
-    (made,) = experiments.all(db)
+    (made,) = _stored()
     assert response.headers["location"] == f"/experiments/{made.id}"
     assert {run.method for run in made.runs} == set(methods.METHODS)
     assert browser.post("/experiments/example", data={"example": "nope"}).status_code == 404
@@ -376,7 +387,7 @@ def test_hostile_text_is_text_on_every_page(browser: TestClient, of: Experiment)
     [
         (9, 9.0, [], "estimating"),
         (10, 10.0, [], "81 to 104 s"),
-        (50, 100.0, [(40, 60.0), (50, 100.0)], "90 to 230 s"),  # slower of late
+        (50, 100.0, [(40, 60.0), (50, 100.0)], "1 to 4 min"),  # slower of late
         (100, 100.0, [], "0 s"),
     ],
 )
@@ -388,7 +399,7 @@ def test_time_left_is_a_range_once_it_can_be_told(
     told = panels.time_left(run, [measured(at, seconds=when) for at, when in tail])  # type: ignore[misc]
     assert told == left
     run.state = "succeeded"
-    assert panels.time_left(run, []) == "–"
+    assert panels.time_left(run, []) == formats.NOTHING
 
 
 @pytest.mark.parametrize(
@@ -417,11 +428,9 @@ def test_acts_on_a_run_lead_back_to_its_experiment(
         run = by[method]
         response = browser.post(f"/runs/{run.id}/{action}")
         assert response.headers["location"] == f"/experiments/{of.id}#run-{run.id}"
-        assert runs.get(db, run.id).state == state
+        assert _run(run.id).state == state
     response = browser.post(f"/runs/{by['full'].id}/retry")
-    (new,) = [
-        run for run in experiments.get(db, of.id).runs if run.id not in {r.id for r in of.runs}
-    ]
+    (new,) = [run for run in _stored()[0].runs if run.id not in {r.id for r in of.runs}]
     assert response.headers["location"] == f"/experiments/{of.id}#run-{new.id}"
     refused = browser.post(f"/runs/{by['lora'].id}/cancel")
     assert refused.status_code == 409
@@ -560,7 +569,7 @@ def test_experiments_as_json(
 
 def test_the_comparison_as_json(browser: TestClient, of: Experiment) -> None:
     body = browser.get(f"/api/experiments/{of.id}/comparison", params={"limit": 4}).json()
-    assert [row["key"] == "base" for row in body["rows"]][0]
+    assert next(row["key"] for row in body["rows"]) == "base"
     assert body["metric"] == "accuracy"
     assert len(body["answers"]) == 4
     assert body["answers"][0]["answers"][0] == [HOSTILE, float(of.split["test"][0] % 2)]

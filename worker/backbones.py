@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
+import json
 import os
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from app import storage
 from app.methods import Method
 from app.settings import settings
 from app.storage import Path
+from worker import checkpoints
 
 
 class Hardware(NamedTuple):
@@ -146,6 +148,12 @@ def accepts(model: Any, name: str) -> bool:
     return name in inspect.signature(type(model).forward).parameters
 
 
+def embed(backbone: Any, soft_prefix: Tensor, ids: Tensor) -> Tensor:
+    """The prompt vector and then the embedded tokens, (rows, virtual + tokens, width)."""
+    words: Tensor = backbone.get_input_embeddings()(ids)
+    return torch.cat((soft_prefix.to(words.dtype).expand(len(words), -1, -1), words), dim=1)
+
+
 TOKENIZER = (
     "tokenizer*",
     "special_tokens_map.json",
@@ -172,16 +180,11 @@ def save_tuned(
     if isinstance(model, peft.PeftModel):
         _save_adapter(model, new, base_name)
     else:
-        state = {
-            name: part.detach().to(machine.precision) if part.is_floating_point() else part
-            for name, part in model.state_dict().items()
-        }
-        model.save_pretrained(new, state_dict=state)
+        _save_whole(model, new, machine)
     for pattern in TOKENIZER:
         for path in base_folder.glob(pattern):
             (new / path.name).write_bytes(path.read_bytes())
-    storage.remove(folder)
-    new.rename(folder)
+    checkpoints.settle(new, folder)
 
 
 def _save_adapter(model: peft.PeftModel, folder: Path, base_name: str) -> None:
@@ -192,6 +195,21 @@ def _save_adapter(model: peft.PeftModel, folder: Path, base_name: str) -> None:
     # "auto" would ask the model hub whether the vocabulary has changed; it has not.
     model.save_pretrained(str(folder), save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)
+
+
+def _save_whole(model: Any, folder: Path, machine: Hardware) -> None:
+    made: dict[int, Tensor] = {}  # by where the weights lie, so that tied ones stay one
+    state = {}
+    for name, part in model.state_dict().items():
+        if part.data_ptr() not in made:
+            narrow = part.is_floating_point()
+            made[part.data_ptr()] = part.to(machine.precision) if narrow else part
+        state[name] = made[part.data_ptr()]
+    model.save_pretrained(folder, state_dict=state)
+    config = folder / "config.json"
+    config.write_text(
+        json.dumps(json.loads(config.read_text()) | {"dtype": machine.dtype}, indent=2)
+    )
 
 
 def load_tuned(

@@ -82,17 +82,14 @@ def save(folder: Path, state: State) -> Path:
     """
     final = folder / f"{state.step:08d}"
     new = folder / f".{final.name}.new"
-    storage.remove(new)
+    for half in folder.glob(".*.new"):  # left by a writer that died
+        storage.remove(half)
     new.mkdir(parents=True)
     save_file(state.tensors(), new / VALUES)
     (new / NUMBERS).write_text(json.dumps(state.numbers()))
-    manifest = {name: _seal(new / name) for name in (VALUES, NUMBERS)}
+    manifest = {name: _digest(new / name) for name in (VALUES, NUMBERS)}
     (new / MANIFEST).write_text(json.dumps(manifest))
-    _sync(new / MANIFEST)
-    _sync(new)
-    storage.remove(final)  # one of the same step holds the same, if it is whole
-    new.rename(final)
-    _sync(folder)
+    settle(new, final)  # one of the same step holds the same, if it is whole
     for old in _all(folder)[KEPT:]:
         storage.remove(old)
     return final
@@ -113,6 +110,16 @@ def load(folder: Path, state: State) -> Loaded:
     return Loaded(None, damaged)
 
 
+def settle(new: Path, final: Path) -> None:
+    """Give the folder `new` its name `final`, in place of what stood there, once it is on the disk."""
+    for path in new.iterdir():
+        _sync(path)
+    _sync(new)
+    storage.remove(final)
+    new.rename(final)
+    _sync(final.parent)
+
+
 def _all(folder: Path) -> list[Path]:
     """The checkpoints, the newest first."""
     found = folder.iterdir() if folder.is_dir() else []
@@ -131,11 +138,6 @@ def _digest(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {"size": path.stat().st_size, "sha256": digest}
-
-
-def _seal(path: Path) -> dict[str, Any]:
-    _sync(path)
-    return _digest(path)
 
 
 def _verify(path: Path) -> None:

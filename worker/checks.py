@@ -112,17 +112,18 @@ def _refuse_code(folder: Path) -> None:
 
 
 def _refuse_giants(found: dict[str, Any]) -> None:
-    for part in (found, found.get("text_config")):
-        for key, largest in _LARGEST.items() if isinstance(part, dict) else ():
+    inner = found.get("text_config")
+    for part in (found, inner if isinstance(inner, dict) else {}):
+        for key, largest in _LARGEST.items():
             value = part.get(key, 1)
             if value is not None and (type(value) is not int or not 0 <= value <= largest):
                 raise Invalid(f"config.json gives {key} as {str(value)[:40]}, which cannot be.")
 
 
 def _quantization(found: dict[str, Any]) -> str | None:
-    if not found.get("quantization_config"):
+    given = found.get("quantization_config")
+    if not given:
         return None
-    given = found["quantization_config"]
     how: dict[str, Any] = given if isinstance(given, dict) else {}
     name = str(how.get("quant_method", "in an unknown way"))
     if name == "bitsandbytes" and how.get("load_in_4bit"):

@@ -18,9 +18,10 @@ def smollm2(folder: Path, name: str) -> None:
         gguf_file=name,
         quantization_config=GgufConfig(dequantize=True),
         dtype=torch.bfloat16,
+        trust_remote_code=False,
     )
     model.save_pretrained(folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name, trust_remote_code=False)
     backend = tokenizer.backend_tokenizer
     # GGUF only names how text is cut before merging ("smollm"), and transformers then takes GPT-2's
     # way: runs of spaces before digits would come out otherwise than the model learned them.

@@ -14,7 +14,7 @@ from torch.nn import functional
 from transformers.cache_utils import DynamicLayer
 
 from worker import attention, packing
-from worker.backbones import Hardware, accepts, compute, inner
+from worker.backbones import Hardware, accepts, compute, embed, inner
 from worker.generate import read, room
 from worker.packing import Example, Packed
 
@@ -45,9 +45,7 @@ def token_losses(model: Any, soft_prefix: Tensor | None, row: Packed, machine: H
         if soft_prefix is None:
             inputs["input_ids"] = row.input_ids
         else:
-            embedded = backbone.get_input_embeddings()(row.input_ids)
-            vectors = soft_prefix.to(embedded.dtype).expand(len(embedded), -1, -1)
-            inputs["inputs_embeds"] = torch.cat((vectors, embedded), dim=1)
+            inputs["inputs_embeds"] = embed(backbone, soft_prefix, row.input_ids)
         if row.layout is not None:
             inputs["position_ids"] = row.position_ids
         sliced = accepts(backbone, "logits_to_keep")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from app.errors import Invalid
-from worker.backbones import accepts, inner
+from worker.backbones import accepts, embed, inner
 
 
 def read(
@@ -25,21 +25,21 @@ def read(
     `mask`, (rows, cached + virtual + tokens), is 0 at padding; positions count only what it shows.
     """
     backbone = inner(model)
+    new = ids.shape[1] + (0 if soft_prefix is None else len(soft_prefix))
     inputs: dict[str, Any] = {"use_cache": True, "past_key_values": cache}
+    if mask is not None:
+        inputs["attention_mask"] = mask
+        if accepts(backbone, "position_ids"):
+            inputs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)[:, -new:]
+    if accepts(backbone, "logits_to_keep"):
+        # A tensor, since the slice that a number gives is not contiguous: to multiply that, torch
+        # copies the head's weights once for every row.
+        inputs["logits_to_keep"] = torch.tensor([new - 1], device=ids.device)
     with torch.no_grad():
         if soft_prefix is None:
             inputs["input_ids"] = ids
         else:
-            embedded = backbone.get_input_embeddings()(ids)
-            vectors = soft_prefix.to(embedded.dtype).expand(len(embedded), -1, -1)
-            inputs["inputs_embeds"] = torch.cat((vectors, embedded), dim=1)
-        if mask is not None:
-            inputs["attention_mask"] = mask
-            if accepts(backbone, "position_ids"):
-                new = ids.shape[1] + (0 if soft_prefix is None else len(soft_prefix))
-                inputs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)[:, -new:]
-        if accepts(backbone, "logits_to_keep"):
-            inputs["logits_to_keep"] = 1
+            inputs["inputs_embeds"] = embed(backbone, soft_prefix, ids)
         out = backbone(**inputs)
     return out.logits[:, -1].float(), out.past_key_values
 

@@ -106,7 +106,8 @@ def check(folder: Path) -> dict[str, Any]:
     architecture, quantization = checks.config(folder)
     names = [path.name for path in folder.iterdir()]
     files = checks.weights(names, folder)
-    dtype_bytes = checks.bytes_of_weights(folder, files)
+    stored = checks.bytes_of_weights(folder, files)
+    dtype_bytes = 2 if quantization else stored  # a byte of those in 4 bits holds two weights
     checks.chat_template(folder)
     _complete_tokenizer(folder)
     formatter = prompts.Formatter(folder)

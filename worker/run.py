@@ -3,6 +3,7 @@
 import gc
 import json
 import logging
+import os
 import signal
 import sys
 import time
@@ -248,6 +249,7 @@ def work(run_id: str, attempt: int) -> int:
 def main() -> None:
     """Wait, with everything imported, for the line that says which run to do; then do it."""
     processes.die_with_parent(signal.SIGKILL)
+    os.nice(5)  # the web and whatever else runs here answer first
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     machine = backbones.hardware()
     with database.session() as db:

@@ -32,8 +32,9 @@ def main() -> None:
     processes.die_with_parent(signal.SIGTERM)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     _keeper = KEEPERS[kind]()
-    _keeper.start()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # until Celery puts its own there
     try:
+        _keeper.start()
         _consume(queue.TASKS[kind])
     finally:
         _keeper.stop()

@@ -17,7 +17,7 @@ class Field:
     help: str
     value: str
     default: str
-    range: str  # in words: "1 to 16"; empty: none
+    range: str  # in words: "from 1 to 16"; empty: none
     minimum: str
     maximum: str
     step: str
@@ -78,7 +78,7 @@ def _range(described: dict[str, Any]) -> str:
     low, high = described.get("minimum"), described.get("maximum")
     if "exclusiveMinimum" in described:
         return f"above {_text(described['exclusiveMinimum'])}, at most {_text(high)}"
-    return "" if low is None or high is None else f"{_text(low)} to {_text(high)}"
+    return "" if low is None or high is None else f"from {_text(low)} to {_text(high)}"
 
 
 def _text(value: Any) -> str:
@@ -132,7 +132,7 @@ def _sentence(error: Any, field: Field) -> str:
         return f"{field.label}: choose one of {', '.join(field.choices)}."
     if field.kind == "number":
         whole = "a whole number" if field.step == "1" else "a number"
-        return f"{field.label}: give {whole}" + (f", {field.range}." if field.range else ".")
+        return f"{field.label}: give {whole}" + (f" {field.range}." if field.range else ".")
     limit = error.get("ctx", {}).get("max_length")
     return f"{field.label}: " + (
         f"at most {limit} characters." if limit else "this text is not accepted."
