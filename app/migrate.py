@@ -39,9 +39,9 @@ def _alone(connection: Connection) -> Iterator[None]:
         return
     driver: Any = connection.connection.driver_connection
     # SQLite changes a column by copying the table: dropping the old one must delete nothing else.
-    # The switch has no effect inside a transaction, hence before and after it.
+    # The switch has no effect inside a transaction, hence before and after it. That begins
+    # immediately, as all do here, so that of two processes the second sees what the first did.
     driver.execute("PRAGMA foreign_keys=OFF")
-    connection.begin()  # immediately, so that of two processes the second sees what the first did
     try:
         yield
     finally:

@@ -196,7 +196,9 @@ export class LossChart {
   range(low, high) {
     if (this.base !== null) [low, high] = [Math.min(low ?? this.base, this.base), Math.max(high ?? this.base, this.base)];
     if (low === null) return [0, 1];
-    const room = (high - low || Math.abs(high) || 1) * 0.06;
+    // A flat curve, but for rounding: without room around it uPlot finds no ticks.
+    const span = high - low > 1e-6 * Math.abs(high) ? high - low : Math.abs(high) || 1;
+    const room = span * 0.06;
     return [low >= 0 ? Math.max(0, low - room) : low - room, high + room];
   }
 

@@ -44,6 +44,44 @@ def wait_for(true: Callable[[], object], seconds: float = 10.0) -> bool:
     return bool(true())
 
 
+def at_once(script: str, count: int) -> list[str]:
+    """What each of so many processes says that run the script at the same moment.
+
+    They work on the test's home and database; `name` is theirs, p0, p1 and so on. What they
+    import must be imported up to the line "GO". Raises AssertionError with what one complains of.
+    """
+    waiting = "print('ready', flush=True); name = sys.stdin.readline().strip()"
+    environment = {
+        "STUDIO_HOME": settings.home,
+        "STUDIO_DATABASE_URL": settings.database_url,
+        "PATH": "",
+    }
+    begun = [
+        subprocess.Popen(
+            [sys.executable, "-c", "import sys\n" + script.replace("GO", waiting)],
+            cwd=storage.REPOSITORY,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            bufsize=1,
+        )
+        for _ in range(count)
+    ]
+    for process in begun:
+        assert process.stdout
+        assert process.stdout.readline() == "ready\n", process.communicate()[1]
+    for number, process in enumerate(begun):
+        assert process.stdin
+        process.stdin.write(f"p{number}\n")
+        process.stdin.flush()
+    said = [process.communicate(timeout=120) for process in begun]
+    for process, (_, complaint) in zip(begun, said, strict=True):
+        assert process.returncode == 0, complaint
+    return [out for out, _ in said]
+
+
 def die_with_tests() -> None:
     """In a child: end when the tests are killed."""
     if sys.platform.startswith("linux"):

@@ -312,6 +312,17 @@ def test_routes_hold_no_query() -> None:
     assert found == []
 
 
+def test_every_process_we_start_dies_with_who_started_it() -> None:
+    """Each module that is started as a process asks for that first thing in its main function."""
+    text = PATHS["worker.keeper"].read_text() + PATHS["app.supervisor"].read_text()
+    started = {name for name in PATHS if f'"{name}"' in text}
+    assert started >= {"worker.run", "worker.answer", "worker.prepare", "worker.export"}
+    assert started >= {"worker.tasks", "app.web.serve"}
+    for name in started:
+        (main,) = [node for node in TREES[name].body if getattr(node, "name", "") == "main"]
+        assert "processes.die_with_parent(signal." in ast.unparse(main), name
+
+
 # --- Safety -----------------------------------------------------------------------------------
 
 

@@ -1,7 +1,5 @@
 """The database: many processes write at once, and what must hold of SQLite holds."""
 
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -11,19 +9,18 @@ from sqlalchemy import event, func, select, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from app import database, runs, storage
+from app import database, runs
 from app.settings import settings
 from app.tables import Completion, Event, Point, Run
 from tests import factories
+from tests.servers import at_once
 
 NUM_PROCESSES, NUM_RUNS, NUM_POINTS = 4, 20, 4
 
 WORKER = f"""
-import sys
 from app import claims, database, points, runs
 from tests.factories import measured
-name = sys.argv[1]
-sys.stdin.readline()
+GO
 while True:
     with database.session() as db:
         run = claims.claim_next(db, name)
@@ -41,36 +38,12 @@ while True:
 """
 
 
-def _processes(url: str) -> list["subprocess.Popen[str]"]:
-    return [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, f"w{number}"],
-            cwd=storage.REPOSITORY,
-            env={"STUDIO_HOME": settings.home, "STUDIO_DATABASE_URL": url, "PATH": ""},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for number in range(NUM_PROCESSES)
-    ]
-
-
 def test_processes_that_write_at_once(db: Session) -> None:
     """Each claims, records and finishes runs: none is taken twice, and no write is refused."""
     of = factories.experiment(db)
     for _ in range(NUM_RUNS):
         factories.run(db, of)
-    working = _processes(settings.database_url)
-    for process in working:
-        assert process.stdin
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    done: list[str] = []
-    for process in working:
-        out, errors = process.communicate(timeout=60)
-        assert process.returncode == 0, errors
-        done += out.split()
+    done = " ".join(at_once(WORKER, NUM_PROCESSES)).split()
     assert len(done) == len(set(done)) == NUM_RUNS
     states = db.scalars(select(Run.state)).all()
     assert set(states) == {"succeeded"}
@@ -174,21 +147,8 @@ def test_many_processes_may_open_a_new_file_at_once(
 ) -> None:
     """The first one turns the write-ahead log on while the others look in."""
     monkeypatch.setattr(settings, "home", str(tmp_path))
-    script = "import sys; sys.stdin.readline(); from app import database; assert database.is_up()"
-    opening = [
-        subprocess.Popen(
-            [sys.executable, "-c", script],
-            cwd=storage.REPOSITORY,
-            env={"STUDIO_HOME": str(tmp_path), "PATH": ""},
-            stdin=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(4)
-    ]
-    for process in opening:
-        _, errors = process.communicate("go\n", timeout=60)
-        assert process.returncode == 0, errors
+    monkeypatch.setattr(settings, "database_url", "")
+    at_once("from app import database\nGO\nassert database.is_up()", 4)
 
 
 def test_whether_it_is_up(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

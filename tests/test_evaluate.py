@@ -54,7 +54,7 @@ def lost(setup: Setup, **how: Any) -> list[evaluate.Loss]:
     return sorted(loss for some in found for loss in some)
 
 
-@pytest.mark.parametrize("key", ["full", "prompt_tuning"])
+@pytest.mark.parametrize("key", ["full", "lora", "prompt_tuning"])
 @pytest.mark.parametrize("plain", [False, True], ids=["packed", "plain"])
 def test_losses_are_those_of_each_example_alone(
     folders: dict[str, Path], key: str, plain: bool

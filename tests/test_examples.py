@@ -192,6 +192,12 @@ def test_a_long_line_does_not_hide_the_next_bad_row(tmp_path: Path) -> None:
     assert "Line 3: there is no" in refused.value.message
 
 
+def test_byte_offsets_count_the_long_lines_too(tmp_path: Path) -> None:
+    content = b"x" * 3_000_000 + b"\n" + b'{"input": "\xe9'
+    with pytest.raises(Invalid, match=r"Line 2: byte 3,000,012 of the file \(0xE9\)"):
+        read(tmp_path, content, "data.jsonl")
+
+
 def test_twenty_problems_are_listed_and_the_others_counted(tmp_path: Path) -> None:
     with pytest.raises(Invalid) as refused:
         read(tmp_path, good(1) + "{}\n" * 45, "data.jsonl")

@@ -104,7 +104,7 @@ def _is_gone(pid: int) -> bool:
 
 def test_a_tuner_beats_and_leaves(home: Path, started: Any) -> None:
     tuner = started(LightTuner)
-    assert wait_for(lambda: _alive() == ["tuner"])
+    assert wait_for(lambda: _alive() == ["tuner"] and tuner.spare)
     spare = tuner.spare
     tuner.stop()
     assert _alive() == []

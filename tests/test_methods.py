@@ -57,7 +57,8 @@ def test_there_are_four_methods_in_order_of_their_effort() -> None:
         methods.get("fifth")
 
 
-def test_what_moves_and_what_stays(folder: Path) -> None:
+@pytest.mark.parametrize("machine", [MACHINE, NARROW], ids=["float32", "bfloat16"])
+def test_what_moves_and_what_stays(folder: Path, machine: backbones.Hardware) -> None:
     moving = {
         "prompt_tuning": ["prompt_encoder.default.embedding.weight"],
         "lora": ["lora_A", "lora_B"],
@@ -65,7 +66,7 @@ def test_what_moves_and_what_stays(folder: Path) -> None:
         "full": [""],
     }
     for key, parts in moving.items():
-        setup = Setup(folder, key)
+        setup = Setup(folder, key, machine)
         before = setup.values()
         setup.points()
         after = setup.values()

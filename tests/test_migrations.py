@@ -1,7 +1,5 @@
 """Migrations: they make the tables of this version, lose nothing, and go back."""
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,10 +12,11 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import func, inspect, select, text
 from sqlalchemy.exc import IntegrityError
 
-from app import database, migrate, storage, tables
+from app import database, migrate, tables
 from app.settings import settings
 from app.tables import Event, Point, Run
 from tests import factories
+from tests.servers import at_once
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
@@ -72,29 +71,7 @@ def test_there_is_one_newest_revision() -> None:
 
 
 def test_of_several_processes_one_upgrades(empty: str) -> None:
-    script = "import sys; from app import migrate; sys.stdin.readline(); migrate.up()"
-    upgrading = [
-        subprocess.Popen(
-            [sys.executable, "-c", script],
-            cwd=storage.REPOSITORY,
-            env={
-                "STUDIO_HOME": settings.home,
-                "STUDIO_DATABASE_URL": settings.database_url,
-                "PATH": "",
-            },
-            stdin=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(2)
-    ]
-    for process in upgrading:
-        assert process.stdin
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    for process in upgrading:
-        _, errors = process.communicate(timeout=60)
-        assert process.returncode == 0, errors
+    at_once("from app import migrate\nGO\nmigrate.up()", 2)
     assert "run" in _names()
 
 

@@ -15,6 +15,7 @@ PAIRS = [
     ("Short", ""),
     ("", "Something"),
     ("Löwen und Bären", "Loewen und Bären"),
+    ("walking dogs barked", "walks dog barking"),
     ("exactly the same words here", "exactly the same words here"),
 ]
 
@@ -89,10 +90,10 @@ def test_labels_may_differ_in_more_than_case() -> None:
 
 def test_macro_f1_by_hand() -> None:
     expected = ["a", "a", "a", "b", "b", "c"]
-    answers = ["a", "a", "b", "b", "nonsense", "a"]
+    answers = ["a", "a", "b", "b", "nonsense", "d"]
     found = scores.summary("classification", list("abcd"), [*zip(expected, answers, strict=True)])
-    # a: precision 2/3, recall 2/3; b: 1/2, 1/2; c: 0; d is never expected.
-    assert found["macro_f1"] == pytest.approx((2 / 3 + 1 / 2 + 0) / 3)
+    # a: precision 1, recall 2/3; b: 1/2, 1/2; c: 0; d and nonsense are never expected.
+    assert found["macro_f1"] == pytest.approx((4 / 5 + 1 / 2 + 0) / 3)
     assert found["accuracy"] == pytest.approx(3 / 6)
 
 

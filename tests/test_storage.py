@@ -1,8 +1,6 @@
 """Where things lie: in the home folder alone, private, under names made by the studio."""
 
 import stat
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +8,7 @@ import pytest
 from app import storage
 from app.settings import settings
 from app.tables import new_id
+from tests.servers import at_once
 
 
 @pytest.fixture
@@ -91,23 +90,8 @@ def test_the_token_set_is_the_token(bare: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_processes_that_start_at_once_have_one_token(bare: Path) -> None:
     """An empty one, read while another process was writing it, would let everybody in."""
-    script = "import sys; from app import storage; sys.stdin.readline(); print(storage.token())"
-    starting = [
-        subprocess.Popen(
-            [sys.executable, "-c", script],
-            cwd=storage.REPOSITORY,
-            env={"STUDIO_HOME": str(bare), "PATH": ""},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(4)
-    ]
-    for process in starting:
-        assert process.stdin
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    tokens = {process.communicate(timeout=60)[0].strip() for process in starting}
+    said = at_once("from app import storage\nGO\nprint(storage.token())", 4)
+    tokens = {out.strip() for out in said}
     assert tokens == {storage.token()}
     assert "" not in tokens
     assert [path.name for path in bare.iterdir()] == ["token"]

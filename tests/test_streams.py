@@ -14,7 +14,7 @@ from fastapi.sse import ServerSentEvent
 from sqlalchemy import update
 from sqlalchemy.orm import Session
 
-from app import completions, database, experiments, points, runs
+from app import completions, database, experiments, points, queue, runs
 from app.comparison import baselines
 from app.tables import Completion, Experiment, Run
 from app.web import streams
@@ -238,25 +238,41 @@ def _running(db: Session) -> tuple[Experiment, Run]:
     return of, factories.run(db, of, state="running", num_steps=9)
 
 
+async def _latencies(app: FastAPI, db: Session, of: Experiment, run: Run) -> list[float]:
+    """Seconds from recording to hearing, for three points."""
+    stream = streams.follow_experiment(app, of.id, {})
+    assert (await _next(stream)).event == "runs"
+    waited = []
+    for step in range(1, 4):
+        soon = asyncio.ensure_future(_next(stream))
+        await asyncio.sleep(0.4)
+        began = time.monotonic()
+        await asyncio.to_thread(points.record, db, run.id, 1, [measured(step)])
+        assert (await soon).event == "points"
+        waited.append(time.monotonic() - began)
+        assert (await _next(stream)).event == "runs"
+    await stream.aclose()
+    return waited
+
+
 def test_new_points_come_within_300_ms_even_without_a_bell(db: Session) -> None:
+    of, run = _running(db)
+    waited = asyncio.run(_latencies(FastAPI(), db, of, run))
+    assert sorted(waited)[1] < 0.3  # of three, for a machine that stutters
+
+
+def test_a_bell_wakes_a_stream_at_once(broker: Any, db: Session) -> None:
     of, run = _running(db)
 
     async def follow() -> list[float]:
-        stream = streams.follow_experiment(FastAPI(), of.id, {})
-        assert (await _next(stream)).event == "runs"
-        waited = []
-        for step in range(1, 4):
-            soon = asyncio.ensure_future(_next(stream))
-            await asyncio.sleep(0.15)
-            began = time.monotonic()
-            await asyncio.to_thread(points.record, db, run.id, 1, [measured(step)])
-            assert (await soon).event == "points"
-            waited.append(time.monotonic() - began)
-            assert (await _next(stream)).event == "runs"
-        await stream.aclose()
-        return waited
+        app = FastAPI()
+        async with queue.listening() as app.state.bells:
+            while not app.state.bells.hears:
+                await asyncio.sleep(0.01)
+            return await _latencies(app, db, of, run)
 
-    assert sorted(asyncio.run(follow()))[1] < 0.3
+    # By itself it would look again after five seconds.
+    assert sorted(asyncio.run(follow()))[1] < 0.2
 
 
 def test_a_stream_that_waits_holds_no_database_connection(db: Session) -> None:

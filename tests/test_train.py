@@ -182,6 +182,25 @@ def test_stopping_in_the_middle_of_a_step_leaves_the_last_complete_one(folder: P
     assert same(setup.values(), before)
     assert same(setup.state.tensors(), moments)
     assert setup.state.step == 2
+    # Going on from there is as if it had never stopped.
+    through = Setup(folder, "full", machine=Tight(*MACHINE), num_epochs=2)
+    through.points()
+    setup.points()
+    assert same(setup.values(), through.values())
+
+
+@pytest.mark.parametrize("kind", ["train", "validation"])
+def test_a_look_is_neither_lost_nor_repeated_by_a_resume(folder: Path, kind: str) -> None:
+    setup = Setup(folder, "full", validation_interval=2, num_epochs=2)
+    seen: list[tuple[str, int]] = []
+    for item in setup.going():
+        if isinstance(item, Measured):
+            seen.append((item.kind, item.step))
+            if seen[-1] == (kind, 2):
+                break
+    seen += [(point.kind, point.step) for point in setup.points()]
+    trained = [("train", step) for step in range(1, 7)]
+    assert sorted(seen) == [*trained, *(("validation", step) for step in (2, 4, 6))]
 
 
 def test_a_step_that_is_no_number_is_left_out(folder: Path) -> None:

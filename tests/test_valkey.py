@@ -49,7 +49,10 @@ def test_one_that_is_busy_is_left_alone(broker: redis.Redis) -> None:
         valkey.start()
     finally:
         os.kill(pid, signal.SIGCONT)
-    assert _pid(broker) == pid
+    assert valkey._process
+    assert valkey._process.pid == pid  # no second one was started
+    with redis.Redis.from_url(queue.redis_url()) as another:
+        assert _pid(another) == pid
 
 
 def test_a_queued_message_outlives_kill_9(broker: redis.Redis) -> None:

@@ -6,46 +6,21 @@ import logging
 import os
 import signal
 import sys
-import time
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from app import database, methods, points, processes, runs, storage, workers
 from app.errors import LostClaim, StudioError
-from app.methods import Method, Params
-from app.points import Measured
-from app.settings import settings
 from app.tables import Run
 from worker import backbones, checkpoints, scoring, train
+from worker.job import Job
 from worker.keeper import SAVED
-from worker.material import Material, gather
+from worker.material import gather
+from worker.recorder import Recorder, save
 from worker.watch import Stopped, Watch
 
-RECORD_SECONDS = 0.2  # on a fast machine points are stored together, this often
-
 log = logging.getLogger(__name__)
-
-
-class Job(NamedTuple):
-    """A claimed run with all it needs."""
-
-    run: Run
-    method: Method
-    params: Params
-    material: Material
-    machine: backbones.Hardware
-    watch: Watch
-
-    def tell(self, message: str, level: str = "info") -> None:
-        """Write a line into the run's history."""
-        with database.session() as db:
-            runs.tell(db, self.run.id, self.run.attempt, message, level)
-
-    def store(self, **values: Any) -> None:
-        """Store what is known of the run now."""
-        with database.session() as db:
-            runs.progress(db, self.run.id, self.run.attempt, **values)
 
 
 def tune(run: Run, watch: Watch) -> None:
@@ -59,10 +34,10 @@ def tune(run: Run, watch: Watch) -> None:
     if job.machine.device == "cuda":
         torch.cuda.empty_cache()
     job.store(phase="scoring")
-    scores = scoring.score_run(job)
+    job.store(scores=scoring.score_run(job), figures=_figures(job))
     scoring.score_base(job)
     with database.session() as db:
-        runs.finish(db, run.id, run.attempt, scores=scores, figures=_figures(job))
+        runs.finish(db, run.id, run.attempt)
 
 
 def _describe(job: Job) -> None:
@@ -117,8 +92,10 @@ def _train(job: Job) -> None:
         state,
         usual_rates=job.method.usual_rates,
     )
-    _Recorder(job, model, state).follow(going)
-    _save(job, model, storage.last_model_folder(job.run.id))
+    Recorder(job, model, state).follow(going)
+    save(job, model, storage.last_model_folder(job.run.id))
+    if not state.best_step:  # no validation loss was a number: the last state is all there is
+        save(job, model, storage.tuned_model_folder(job.run.id))
     peak = backbones.peak_memory_mb(job.machine)
     earlier = job.run.figures.get("peak_memory_mb", 0.0)  # of an attempt that was interrupted
     job.run.figures |= {"peak_memory_mb": max(earlier, peak)}
@@ -133,72 +110,6 @@ def _resume(job: Job, state: checkpoints.State) -> None:
         points.rewind(db, job.run.id, job.run.attempt, state.step)
     if found.path:
         job.tell(f"Going on from the checkpoint of step {state.step}.")
-
-
-def _save(job: Job, model: Any, folder: storage.Path) -> None:
-    base = job.run.experiment.base_model
-    backbones.save_tuned(
-        model,
-        folder,
-        base_name=base.address if base.source == "hub" else base.name,
-        base_folder=storage.base_model_folder(base.id),
-        machine=job.machine,
-    )
-
-
-class _Recorder:
-    """Consumes the training: records, keeps the best state, saves, and stops when told to."""
-
-    def __init__(self, job: Job, model: Any, state: checkpoints.State) -> None:
-        self.job = job
-        self.model = model
-        self.state = state
-        self.waiting: list[Measured] = []
-        self.recorded = 0.0
-        self.saved = time.monotonic()
-
-    def follow(self, going: Any) -> None:
-        """Until the end of training. Raises Stopped, with everything saved, or LostClaim."""
-        try:
-            for item in going:
-                if isinstance(item, Measured):
-                    self._take(item)
-                self.job.watch.check()
-        except Stopped as stop:
-            going.close()
-            if stop.why != "cancelling":
-                self.checkpoint()
-            raise
-        self._record()
-        self.checkpoint()
-
-    def _take(self, point: Measured) -> None:
-        self.waiting.append(point)
-        if point.kind == "validation" and self.state.best_step == point.step > 0:
-            _save(self.job, self.model, storage.tuned_model_folder(self.job.run.id))
-        if point.kind == "validation" or time.monotonic() - self.recorded > RECORD_SECONDS:
-            self._record()
-        if time.monotonic() - self.saved > settings.checkpoint_seconds:
-            self.checkpoint()
-
-    def _record(self) -> None:
-        if not self.waiting:
-            return
-        run, best = self.job.run, self.state
-        with database.session() as db:
-            runs.update_held(
-                db, run.id, run.attempt, best_loss=best.best_loss, best_step=best.best_step or None
-            )
-            points.record(db, run.id, run.attempt, self.waiting)
-        self.waiting = []
-        self.recorded = time.monotonic()
-
-    def checkpoint(self) -> None:
-        """Save what is needed to go on exactly."""
-        self._record()
-        checkpoints.save(storage.checkpoints_folder(self.job.run.id), self.state)
-        self.job.store(stuck=0)  # whatever happens now, this run gets on
-        self.saved = time.monotonic()
 
 
 def _figures(job: Job) -> dict[str, Any]:

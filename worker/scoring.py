@@ -1,20 +1,16 @@
 """How good models are on held-out examples: the tuned model, and the base model as it is."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from app import database, methods, prompts, runs, storage
 from app.comparison import baselines, scores
 from worker import backbones, evaluate
+from worker.job import Job
 from worker.material import longest_answer
-
-if TYPE_CHECKING:
-    from worker.run import Job
 
 LOOK_SECONDS = 4.0  # the first point of a run does not wait longer for the base model's figures
 LEAST_PROGRESS_SECONDS = 0.5

@@ -1,0 +1,31 @@
+"""A claimed run with all it needs, and how it tells what it does."""
+
+from typing import Any, NamedTuple
+
+from app import database, runs
+from app.methods import Method, Params
+from app.tables import Run
+from worker.backbones import Hardware
+from worker.material import Material
+from worker.watch import Watch
+
+
+class Job(NamedTuple):
+    """A claimed run with all it needs."""
+
+    run: Run
+    method: Method
+    params: Params
+    material: Material
+    machine: Hardware
+    watch: Watch
+
+    def tell(self, message: str, level: str = "info") -> None:
+        """Write a line into the run's history."""
+        with database.session() as db:
+            runs.tell(db, self.run.id, self.run.attempt, message, level)
+
+    def store(self, **values: Any) -> None:
+        """Store what is known of the run now."""
+        with database.session() as db:
+            runs.progress(db, self.run.id, self.run.attempt, **values)
