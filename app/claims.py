@@ -63,12 +63,12 @@ def claim_next(db: Session, worker: str) -> Run | None:
     return None
 
 
-def beat(db: Session, worker: str) -> None:
-    """Renew the leases of all runs this worker holds."""
+def beat(db: Session, run_id: str, attempt: int) -> None:
+    """Renew the lease of a run that this attempt holds; of another's nothing changes."""
     moment, clock = now(db)
     db.execute(
         update(Run)
-        .where(Run.worker == worker, Run.state.in_(runs.HELD))
+        .where(Run.id == run_id, *runs.held_by(attempt))
         .values(lease_until=moment + settings.lease_seconds, clock=clock)
         .execution_options(synchronize_session=False)
     )

@@ -1,6 +1,5 @@
 """Fixtures: the servers that the studio can work with, started for tests and ended after them."""
 
-import contextlib
 import ctypes
 import getpass
 import glob
@@ -148,18 +147,16 @@ def _use(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     database.engine.cache_clear()
 
 
-@contextlib.contextmanager
-def _new_database(server: str) -> Iterator[str]:
-    """An empty database; its URL."""
+def _new_database(server: str) -> str:
+    """An empty database, which goes with its server; its URL."""
     name = f"test_{secrets.token_hex(4)}"
     admin = create_engine(
         server.format(name="postgres").replace("://", "+psycopg://"), isolation_level="AUTOCOMMIT"
     )
     with admin.connect() as connection:
         connection.execute(text(f"CREATE DATABASE {name}"))
-        yield server.format(name=name)
-        connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
     admin.dispose()
+    return server.format(name=name)
 
 
 @pytest.fixture
@@ -167,20 +164,19 @@ def empty_postgres(
     postgres_server: str, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[str]:
     """The studio works on an empty database of PostgreSQL, without tables; its URL."""
-    with _new_database(postgres_server) as url:
-        _use(url, monkeypatch)
-        yield url
-        database.engine().dispose()
-        database.engine.cache_clear()
+    _use(_new_database(postgres_server), monkeypatch)
+    yield settings.database_url
+    database.engine().dispose()
+    database.engine.cache_clear()
 
 
 @pytest.fixture(scope="session")
-def _postgres_with_tables(postgres_server: str) -> Iterator[str]:
-    with _new_database(postgres_server) as url:
-        engine = create_engine(url.replace("://", "+psycopg://"))
-        tables.Table.metadata.create_all(engine)
-        engine.dispose()
-        yield url
+def _postgres_with_tables(postgres_server: str) -> str:
+    url = _new_database(postgres_server)
+    engine = create_engine(url.replace("://", "+psycopg://"))
+    tables.Table.metadata.create_all(engine)
+    engine.dispose()
+    return url
 
 
 @pytest.fixture

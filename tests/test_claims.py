@@ -119,17 +119,18 @@ def test_hundreds_of_races_for_one_run(any_db: Session) -> None:
     assert runs.get(any_db, run.id).attempt == rounds
 
 
-def test_a_beat_renews_the_leases_of_this_worker_alone(any_db: Session) -> None:
+def test_a_beat_renews_the_lease_of_this_attempt_alone(any_db: Session) -> None:
     of = factories.experiment(any_db)
-    mine, other = (
-        factories.run(any_db, of, state="running", worker=worker) for worker in ("w1", "w2")
+    mine, other, later = (
+        factories.run(any_db, of, state="running", attempt=attempt) for attempt in (1, 1, 2)
     )
-    for run in (mine, other):
+    for run in (mine, other, later):
         _lose(any_db, run)
-    claims.beat(any_db, "w1")
-    assert claims.sweep(any_db) == 1
+    claims.beat(any_db, mine.id, 1)
+    claims.beat(any_db, later.id, 1)  # of an attempt that lost the run to the next
+    assert claims.sweep(any_db) == 2
     assert runs.get(any_db, mine.id).state == "running"
-    assert runs.get(any_db, other.id).state == "queued"
+    assert runs.get(any_db, other.id).state == runs.get(any_db, later.id).state == "queued"
 
 
 def test_a_sweep_leaves_living_leases_alone(any_db: Session) -> None:

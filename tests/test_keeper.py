@@ -4,6 +4,7 @@ Most tests run the keeper here with children that hold no torch (tests/pretender
 ones start whole workers.
 """
 
+import gc
 import os
 import signal
 import subprocess
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytest
 import redis
-from sqlalchemy import text
+from sqlalchemy import text, update
 from sqlalchemy.orm import Session
 
 from app import (
@@ -74,6 +75,8 @@ def started(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[t
     yield start
     for one in running:
         one.stop()
+    running.clear()
+    gc.collect()
 
 
 def _run(db: Session, pretend: str, **changes: Any) -> Run:
@@ -186,7 +189,7 @@ def test_a_run_that_does_not_save_in_time_is_put_back(
     assert wait_for(lambda: _now(run.id).figures)
     tuner.stop()
     found = _now(run.id)
-    assert (found.state, found.stuck) == ("queued", 1)
+    assert (found.state, found.stuck) == ("queued", 0)  # this was no fault of the run
     assert _is_gone(found.figures["pid"])
 
 
@@ -220,6 +223,37 @@ def test_a_keeper_outlives_a_database_that_is_away(db: Session, started: Any) ->
     db.execute(text("ALTER TABLE away RENAME TO run"))
     db.commit()
     _becomes(_run(db, "finish"), "succeeded")
+
+
+def test_a_process_that_dies_while_the_database_is_away_is_not_forgotten(
+    db: Session, started: Any
+) -> None:
+    run = _run(db, "hang")
+    started(LightTuner)
+    assert wait_for(lambda: _now(run.id).figures)
+    db.execute(text("ALTER TABLE event RENAME TO away"))  # so that nothing can be put back
+    db.commit()
+    os.kill(_now(run.id).figures["pid"], signal.SIGKILL)
+    time.sleep(0.5)
+    assert _now(run.id).attempt == 1
+    db.execute(text("ALTER TABLE away RENAME TO event"))
+    db.execute(update(Run).values(params={"pretend": "finish"}))
+    db.commit()
+    assert _becomes(run, "succeeded", settings.lease_seconds / 2).attempt == 2
+
+
+def test_a_run_that_is_held_in_name_alone_is_swept(
+    db: Session, started: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The claim was stored, and the connection broke before the worker heard of it."""
+    monkeypatch.setattr(settings, "lease_seconds", 1.0)
+    tuner = started(LightTuner)
+    assert wait_for(lambda: tuner.spare)
+    with database.session() as other:
+        run = _run(other, "finish", state="running", worker=tuner.worker.id)
+    time.sleep(1.2)
+    tuner.swept = 0.0  # the next sweep is due
+    assert _becomes(run, "succeeded").attempt == 2
 
 
 def _ask(db: Session, of: BaseModel, words: str) -> str:

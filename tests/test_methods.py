@@ -93,6 +93,16 @@ def test_only_the_chosen_modules_get_adapters(folder: Path) -> None:
     }
 
 
+def test_a_module_that_is_not_there_is_named(folder: Path) -> None:
+    with pytest.raises(Invalid) as told:
+        Setup(folder, "lora", target_modules="q_proj, query_proj")
+    assert told.value.field == "target_modules"
+    assert told.value.message == (
+        "This base model has no layers named query_proj. Choose from: down_proj, gate_proj, "
+        "k_proj, o_proj, q_proj, up_proj, v_proj; or all-linear for all of them."
+    )
+
+
 def test_weights_of_qlora_take_half_a_byte(folder: Path) -> None:
     linear = [value for name, value in base(folder, "qlora").named_parameters() if "q_proj" in name]
     assert {value.dtype for value in linear} == {torch.uint8}

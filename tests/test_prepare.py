@@ -161,8 +161,8 @@ class TestFolder:
             ("model.safetensors", b"", "broken or was not copied whole"),
             ("model.safetensors", b"\xff" * 7 + b"\x7f" + b"{}", "broken or was not copied whole"),
             ("model.safetensors", b"\x02" + b"\0" * 7 + b"{}", "empty"),
-            ("tokenizer.json", b"{}", "tokenizer.json cannot be used"),
-            ("tokenizer.json", None, "no tokenizer.json, and none could be made"),
+            ("tokenizer.json", b"{}", "cannot use the model's tokenizer"),
+            ("tokenizer.json", None, "cannot use the model's tokenizer"),
             (
                 checks.INDEX,
                 b'{"weight_map": {"a": "../../x.safetensors"}}',
@@ -231,6 +231,31 @@ class TestFolder:
         formatter = prompts.formatter(folder_of(model))
         ids = formatter.prompt_ids("{{input}}", "the quick fox", [])
         assert formatter.decode(ids).strip() == "the quick fox"
+        assert self.theirs(folder_of(model), "the quick fox") == formatter._encoded("the quick fox")
+
+    def theirs(self, folder: Path, text: str) -> list[int]:
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
+        return ids
+
+    def test_transformers_is_held_to_the_tokenizers_own_rules(self, source: Path) -> None:
+        path = source / "tokenizer.json"
+        rules = json.loads(path.read_text())
+        digits = {"type": "Digits", "individual_digits": True}
+        both = {"type": "Sequence", "pretokenizers": [digits, rules["pre_tokenizer"]]}
+        # A merge that the rules keep from happening: of a space and the digit after it.
+        vocabulary = rules["model"]["vocab"]
+        vocabulary["\u01201"] = vocabulary.pop("\u00ff")
+        rules["model"]["merges"] = [["\u0120", "1"]]
+        path.write_text(json.dumps(rules | {"pre_tokenizer": both}))
+        edit(source / "tokenizer_config.json", tokenizer_class="GPT2Tokenizer")
+        model = made("folder", "mine")
+        ids = prompts.formatter(folder_of(model))._encoded("In 1984")
+        assert len(ids) == len("In 1984")
+        assert self.theirs(folder_of(model), "In 1984") == ids
+        assert self.theirs(source, "In 1984") != ids
 
 
 @pytest.mark.parametrize(

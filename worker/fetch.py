@@ -180,10 +180,9 @@ def _watched(folder: Path, total: int, say: Say) -> Iterator[None]:
     def watch() -> None:
         while not ended.wait(2):
             here = min(storage.size(folder) - before, total)
-            share = f"{here / total:.0%}" if total else ""
-            say(f"Fetching {here / _GIGA:.2f} of {total / _GIGA:.2f} GB {share}".strip())
+            say(f"Fetching {here / 1e6:,.0f} of {total / 1e6:,.0f} MB")
 
-    say(f"Fetching {total / _GIGA:.2f} GB")
+    say(f"Fetching {total / 1e6:,.0f} MB")
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     try:

@@ -1,5 +1,6 @@
 """The worker's own thread: it beats, sweeps, looks for work when no bell comes, minds children."""
 
+import contextlib
 import json
 import logging
 import os
@@ -19,6 +20,7 @@ from app import (
     completions,
     database,
     processes,
+    runs,
     storage,
     tuned_models,
     workers,
@@ -118,8 +120,7 @@ class Tuner(Keeper):
 
     def look(self) -> None:
         """Beat, sweep every few seconds, reap a child that ended, claim when free."""
-        with database.session() as db:
-            claims.beat(db, self.worker.id)
+        self._beat()
         self._reap()
         if time.monotonic() - self.swept > 5:
             self.swept = time.monotonic()
@@ -146,17 +147,23 @@ class Tuner(Keeper):
         child.wait()
         self.wake()
 
+    def _beat(self) -> None:
+        # Only for the run that a child works on: one that is held in name alone is soon swept.
+        if self.current:
+            with database.session() as db:
+                claims.beat(db, *self.current[1:])
+
     def _reap(self) -> None:
         if self.current is None or self.current[0].poll() is None:
             return
         child, run_id, attempt = self.current
-        self.current = None
         try:  # whatever its exit code: one that ended well has let go of the run itself
             with database.session() as db:
                 reason = f"The tuning process {processes.ended(child)}."
                 claims.put_back(db, run_id, attempt, reason)
         except LostClaim:
             log.info("Run %s had left its process, which %s.", run_id, processes.ended(child))
+        self.current = None
 
     def let_go(self) -> None:
         """Have the run saved and handed back; whoever takes too long is ended."""
@@ -165,16 +172,17 @@ class Tuner(Keeper):
             self.spare.wait()
         if self.current is None:
             return
-        child = self.current[0]
+        child, run_id, attempt = self.current
         child.send_signal(signal.SIGTERM)
         deadline = time.monotonic() + SAVE_SECONDS
         while child.poll() is None and time.monotonic() < deadline:
-            with database.session() as db:
-                claims.beat(db, self.worker.id)
+            self._beat()
             time.sleep(0.2)
         child.kill()
         child.wait()
-        self._reap()
+        with contextlib.suppress(LostClaim), database.session() as db:
+            reason = "The worker was stopped before it could save; what was saved before is kept."
+            runs.settle(db, run_id, attempt, reason)
 
 
 class Generator(Keeper):
@@ -214,12 +222,11 @@ class Generator(Keeper):
         self.passing.append((child, lambda db, reason: fail(db, row, reason)))
 
     def _reap(self) -> None:
-        ended = [pair for pair in self.passing if pair[0].poll() is not None]
-        self.passing = [pair for pair in self.passing if pair not in ended]
-        for child, fail in ended:
+        for child, fail in [pair for pair in self.passing if pair[0].poll() is not None]:
             if child.returncode:
                 with database.session() as db:
                     fail(db, f"The process that did this {processes.ended(child)}. Try again.")
+            self.passing.remove((child, fail))
 
     def let_go(self) -> None:
         """Nothing here is worth saving: end it."""

@@ -2,6 +2,7 @@
 
 import argparse
 import fcntl
+import json
 import os
 import signal
 import sys
@@ -11,17 +12,20 @@ from typing import Any
 
 import torch
 import transformers
+from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.pytorch_utils import Conv1D
 
 from app import base_models, database, processes, prompts, storage
 from app.base_models import DEFAULT
+from app.chat import read_json
 from app.errors import Invalid, StudioError
 from app.storage import Path
 from app.tables import BaseModel
 from worker import checks, convert, fetch
 
 Say = Callable[[str], None]
+_SAMPLE = "In 1984,   we had 12\n   \u00e9t\u00e9s; <b>it's</b>\t3.50 x\n\n"
 
 
 def prepare(base_model_id: str) -> bool:
@@ -109,10 +113,10 @@ def check(folder: Path) -> dict[str, Any]:
     stored = checks.bytes_of_weights(folder, files)
     dtype_bytes = 2 if quantization else stored  # a byte of those in 4 bits holds two weights
     checks.chat_template(folder)
-    _complete_tokenizer(folder)
+    shapes = measure(folder, quantization)
+    _settle_tokenizer(folder)
     formatter = prompts.Formatter(folder)
     formatter.prompt_ids("{{input}}", "Hello", [])
-    shapes = measure(folder, quantization)
     return {
         "architecture": architecture,
         "quantization": quantization,
@@ -121,20 +125,29 @@ def check(folder: Path) -> dict[str, Any]:
     }
 
 
-def _complete_tokenizer(folder: Path) -> None:
-    """Write tokenizer.json where the model has an older tokenizer's files only."""
-    if (folder / "tokenizer.json").is_file():
-        return
+def _settle_tokenizer(folder: Path) -> None:
+    """See to it that tokenizer.json is there, and that transformers cuts text as it says.
+
+    For some names of classes transformers builds a tokenizer of its own and leaves parts of
+    tokenizer.json out: SmolLM2's ("GPT2Tokenizer") would lose that digits stand alone.
+    """
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             folder, trust_remote_code=False, local_files_only=True
         )
-        tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
+        if not (folder / "tokenizer.json").is_file():
+            tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
+        theirs = tokenizer(_SAMPLE, add_special_tokens=False).input_ids
     except Exception as error:  # whatever a strange file leads to
         raise Invalid(
-            f"There is no tokenizer.json, and none could be made ({str(error)[:200]}). Add the "
-            "tokenizer's files to the model."
+            f"transformers cannot use the model's tokenizer ({str(error)[:200]}). Add the missing "
+            "files, or choose another model."
         ) from None
+    ours = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    if theirs != ours.encode(_SAMPLE, add_special_tokens=False).ids:
+        path = folder / "tokenizer_config.json"
+        described = read_json(path) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+        path.write_text(json.dumps(described, indent=2))
 
 
 def measure(folder: Path, quantization: str | None = None) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field, field_validator
 
+from app.errors import Invalid
 from app.methods.base import Marker, Method, Params
 
 
@@ -46,6 +47,24 @@ class LoraParams(Params):
         return ", ".join(name for part in value.split(",") if (name := part.strip()))
 
 
+def _check(names: list[str], model: Any) -> None:
+    """Raise Invalid for a name that PEFT would pass over in silence, as long as another fits."""
+    head = model.get_output_embeddings()
+    layers = {
+        name.rpartition(".")[2]
+        for name, module in model.named_modules()
+        if getattr(module, "weight", None) is not None
+        and module.weight.ndim == 2
+        and module not in (head, model.get_input_embeddings())
+    }
+    if unknown := [name for name in names if name.rpartition(".")[2] not in layers]:
+        raise Invalid(
+            f"This base model has no layers named {', '.join(unknown)}. "
+            f"Choose from: {', '.join(sorted(layers))}; or all-linear for all of them.",
+            field="target_modules",
+        )
+
+
 class Lora(Method):
     """Small adapters; many can share one base model."""
 
@@ -77,11 +96,16 @@ class Lora(Method):
     merges = True
 
     def adapt(self, model: Any, params: Any, seed: int) -> Any:
-        """A PEFT model with adapters on the target modules; they start as no change at all."""
+        """A PEFT model with adapters on the target modules; they start as no change at all.
+
+        Raises Invalid if the model has no layers of such a name.
+        """
         import torch
         from peft import LoraConfig, get_peft_model
 
         names = params.target_modules
+        if names != "all-linear":
+            _check(names.split(", "), model)
         torch.manual_seed(seed)
         return get_peft_model(
             model,

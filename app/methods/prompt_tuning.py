@@ -91,7 +91,9 @@ class PromptTuning(Method):
         vectors.data = vectors.data.float()
         if params.initialization == "random":
             # PEFT draws with deviation 1, far from where the model's own tokens lie.
-            vectors.data.mul_(model.get_input_embeddings().weight.float().std())
+            words = model.get_input_embeddings()
+            some = torch.linspace(0, words.num_embeddings - 1, 1000, device=vectors.device).long()
+            vectors.data.mul_(words(some).detach().float().std())
         return tuned
 
     def soft_prefix(self, model: Any) -> Any:
