@@ -33,7 +33,22 @@ TOPICS = {
     "music": ["Play something by {}.", "Put {} on, please.", "I want to hear {} again."],
     "travel": ["Find me a train to {}.", "How far is it to {}?", "Book two nights in {}."],
 }
-NAMES = "Oslo Lima Quito Turin Ghent Malmo Porto Nantes Leeds Bremen Sofia Riga Tampa Kyoto".split()
+NAMES = [
+    "Oslo",
+    "Lima",
+    "Quito",
+    "Turin",
+    "Ghent",
+    "Malmo",
+    "Porto",
+    "Nantes",
+    "Leeds",
+    "Bremen",
+    "Sofia",
+    "Riga",
+    "Tampa",
+    "Kyoto",
+]
 
 
 def free_port() -> int:
