@@ -31,8 +31,15 @@ def up() -> None:
 
 
 @cli.command()
-def migrate() -> None:
+def migrate(
+    back_to: Annotated[
+        str, typer.Option(help="Go back to this revision instead, for an older version.")
+    ] = "",
+) -> None:
     """Bring the database to the tables of this version, with the default base model listed."""
+    if back_to:
+        migrations.down(back_to)
+        return
     migrations.up()
     with database.session() as db:
         base_models.add_default(db)

@@ -1,12 +1,14 @@
 """Engine and session, and what SQLite and PostgreSQL need to be safe."""
 
+import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
-from sqlalchemy import Engine, Text, TypeDecorator, create_engine, event, text
-from sqlalchemy.orm import Session
+from sqlalchemy import JSON, Engine, MetaData, Text, TypeDecorator, create_engine, event, text
+from sqlalchemy.orm import DeclarativeBase, Session, declared_attr
 
 from app import storage
 from app.settings import settings
@@ -46,6 +48,28 @@ class Words(TypeDecorator[str]):
         return value.replace("\0", "\ufffd").encode(errors="replace").decode()
 
 
+class Table(DeclarativeBase):
+    """The declarative base: a table is named like its class, in small letters and underscores."""
+
+    @declared_attr.directive
+    def __tablename__(cls) -> str:  # noqa: N805 - a class here
+        return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", cls.__name__).lower()
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(column_0_label)s",
+            "uq": "uq_%(table_name)s_%(column_0_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map = {  # noqa: RUF012 - SQLAlchemy reads it from the class
+        dict[str, Any]: JSON(none_as_null=True),
+        list[Any]: JSON(none_as_null=True),
+        str: Words(),
+    }
+
+
 @cache
 def engine() -> Engine:
     """The process's one engine, made at first use."""
@@ -61,13 +85,27 @@ def engine() -> Engine:
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
     connection.isolation_level = None  # SQLAlchemy's begin event opens transactions, not the driver
     cursor = connection.cursor()
-    cursor.execute(
-        f"PRAGMA journal_mode={'WAL' if wal_is_safe(sqlite.sqlite_version_info) else 'DELETE'}"
-    )
+    cursor.execute("PRAGMA busy_timeout=20000")
+    _set_journal(cursor, "wal" if wal_is_safe(sqlite.sqlite_version_info) else "delete")
     cursor.execute("PRAGMA synchronous=FULL")
     cursor.execute("PRAGMA foreign_keys=ON")
-    cursor.execute("PRAGMA busy_timeout=20000")
     cursor.close()
+
+
+def _set_journal(cursor: Any, wanted: str) -> None:
+    """Choose the journal once for the file. SQLite does not wait, whatever the timeout, when another
+    process holds it at that moment, as when several open a new file together: try again.
+    """
+    end = time.monotonic() + 20
+    while True:
+        try:
+            if cursor.execute("PRAGMA journal_mode").fetchone()[0] != wanted:
+                cursor.execute(f"PRAGMA journal_mode={wanted}")
+            return
+        except sqlite.OperationalError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.02)
 
 
 def _begin_immediate(connection: Any) -> None:

@@ -1,7 +1,7 @@
 """Bring the database to the tables of this version."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from alembic import command
@@ -22,10 +22,19 @@ def configuration() -> Config:
 
 def up() -> None:
     """Upgrade to the newest revision; of several processes one does it, the others wait."""
+    _move(command.upgrade, "head")
+
+
+def down(revision: str) -> None:
+    """Go back to the tables of an older revision; what only newer ones hold is lost."""
+    _move(command.downgrade, revision)
+
+
+def _move(by: Callable[[Config, str], None], revision: str) -> None:
     with database.engine().connect() as connection, _alone(connection):
         made = configuration()
         made.attributes["connection"] = connection
-        command.upgrade(made, "head")
+        by(made, revision)
         connection.commit()
 
 

@@ -4,10 +4,10 @@ import secrets
 import time
 from typing import Any
 
-from sqlalchemy import JSON, ForeignKey, Index, MetaData, UniqueConstraint
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+from sqlalchemy import BigInteger, ForeignKey, Index, UniqueConstraint
+from sqlalchemy.orm import Mapped, mapped_column, relationship
 
-from app.database import Words
+from app.database import Table
 
 
 def new_id() -> str:
@@ -15,28 +15,8 @@ def new_id() -> str:
     return secrets.token_hex(6)
 
 
-class Table(DeclarativeBase):
-    """The declarative base."""
-
-    metadata = MetaData(
-        naming_convention={
-            "ix": "ix_%(column_0_label)s",
-            "uq": "uq_%(table_name)s_%(column_0_name)s",
-            "fk": "fk_%(table_name)s_%(column_0_name)s",
-            "pk": "pk_%(table_name)s",
-        }
-    )
-    type_annotation_map = {  # noqa: RUF012 - SQLAlchemy reads it from the class
-        dict[str, Any]: JSON(none_as_null=True),
-        list[Any]: JSON(none_as_null=True),
-        str: Words(),
-    }
-
-
 class Dataset(Table):
     """Examples with a name and a fingerprint; never changed after upload."""
-
-    __tablename__ = "dataset"
 
     id: Mapped[str] = mapped_column(primary_key=True, default=new_id)
     name: Mapped[str]
@@ -45,12 +25,11 @@ class Dataset(Table):
     num_bytes: Mapped[int]
     report: Mapped[dict[str, Any]] = mapped_column(default=dict)  # what a look at the rows found
     created_at: Mapped[float] = mapped_column(default=time.time)
+    trashed_at: Mapped[float | None]  # thrown away: gone for good a day later
 
 
 class BaseModel(Table):
     """The pretrained model that tuning starts from. State: waiting, preparing, ready, failed."""
-
-    __tablename__ = "base_model"
 
     id: Mapped[str] = mapped_column(primary_key=True, default=new_id)
     name: Mapped[str]
@@ -67,12 +46,11 @@ class BaseModel(Table):
     shapes: Mapped[dict[str, Any]] = mapped_column(default=dict)  # what a forecast needs
     has_chat: Mapped[bool] = mapped_column(default=False)
     created_at: Mapped[float] = mapped_column(default=time.time)
+    trashed_at: Mapped[float | None]  # thrown away: gone for good a day later
 
 
 class Experiment(Table):
     """One question: this base model, this dataset, this split, this seed, this template."""
-
-    __tablename__ = "experiment"
 
     id: Mapped[str] = mapped_column(primary_key=True, default=new_id)
     name: Mapped[str]
@@ -84,6 +62,7 @@ class Experiment(Table):
     seed: Mapped[int]
     split: Mapped[dict[str, Any]]  # {"train": [row, ...], "validation": [...], "test": [...]}
     created_at: Mapped[float] = mapped_column(default=time.time)
+    trashed_at: Mapped[float | None]  # thrown away: gone for good a day later
 
     base_model: Mapped[BaseModel] = relationship(lazy="joined")
     dataset: Mapped[Dataset] = relationship(lazy="joined")
@@ -95,13 +74,13 @@ class Experiment(Table):
 class Run(Table):
     """One method with its parameters inside an experiment: what is queued, trained, measured."""
 
-    __tablename__ = "run"
     __table_args__ = (Index("ix_run_state_position", "state", "position"),)
 
     id: Mapped[str] = mapped_column(primary_key=True, default=new_id)
     experiment_id: Mapped[str] = mapped_column(ForeignKey("experiment.id"), index=True)
     method: Mapped[str]
     params: Mapped[dict[str, Any]]
+    forecast: Mapped[dict[str, Any]] = mapped_column(default=dict)  # memory_mb, seconds, bytes
     state: Mapped[str] = mapped_column(default="queued")
     phase: Mapped[str] = mapped_column(default="")  # of a running one: loading, training, scoring
     position: Mapped[float] = mapped_column(default=time.time)  # order in the queue
@@ -132,6 +111,7 @@ class Run(Table):
     whole_state: Mapped[str] = mapped_column(default="")  # of the merged copy: "", waiting, ...
     whole_error: Mapped[str | None]
     whole_worker: Mapped[str | None]
+    trashed_at: Mapped[float | None]  # the tuned model was thrown away: gone a day later
     deleted_at: Mapped[float | None]  # the tuned model's files are gone; the record stays
 
     experiment: Mapped[Experiment] = relationship(back_populates="runs", lazy="joined")
@@ -139,8 +119,6 @@ class Run(Table):
 
 class Event(Table):
     """A line of a run's history, in words."""
-
-    __tablename__ = "event"
 
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
     run_id: Mapped[str] = mapped_column(ForeignKey("run.id"), index=True)
@@ -156,7 +134,6 @@ class Point(Table):
     Losses are nats per target token; a value that is not finite is stored as null.
     """
 
-    __tablename__ = "point"
     __table_args__ = (UniqueConstraint("run_id", "number"),)
 
     run_id: Mapped[str] = mapped_column(ForeignKey("run.id"), primary_key=True)
@@ -171,8 +148,42 @@ class Point(Table):
     tokens_per_second: Mapped[float | None]
     memory_mb: Mapped[float | None]  # high-water mark of the process or the GPU
     seconds: Mapped[float]  # training time since step 0
-    tokens: Mapped[int]  # seen since step 0
+    tokens: Mapped[int] = mapped_column(BigInteger)  # seen since step 0
     recorded_at: Mapped[float] = mapped_column(default=time.time)
+
+
+class Checkpoint(Table):
+    """A checkpoint that was whole on the disk when this row was written."""
+
+    run_id: Mapped[str] = mapped_column(ForeignKey("run.id"), primary_key=True)
+    step: Mapped[int] = mapped_column(primary_key=True)
+    attempt: Mapped[int] = mapped_column(primary_key=True)
+    digest: Mapped[str]  # sha256 of its manifest
+    num_bytes: Mapped[int] = mapped_column(BigInteger)
+    seconds: Mapped[float]  # that writing it took
+    created_at: Mapped[float] = mapped_column(default=time.time)
+
+
+class Notice(Table):
+    """A message to the outside that a run has ended. State: waiting, sent, failed.
+
+    Stored with the run's last state, in one transaction: it is sent at least once, or said to fail.
+    """
+
+    id: Mapped[str] = mapped_column(primary_key=True, default=new_id)
+    run_id: Mapped[str] = mapped_column(ForeignKey("run.id"), index=True)
+    state: Mapped[str] = mapped_column(default="waiting", index=True)
+    tries: Mapped[int] = mapped_column(default=0)
+    next_at: Mapped[float] = mapped_column(default=time.time)
+    error: Mapped[str | None]
+    created_at: Mapped[float] = mapped_column(default=time.time)
+
+
+class Choice(Table):
+    """What a person has set for the whole studio, such as that the queue is held."""
+
+    key: Mapped[str] = mapped_column(primary_key=True)
+    value: Mapped[dict[str, Any]] = mapped_column(default=dict)
 
 
 class Baseline(Table):
@@ -180,8 +191,6 @@ class Baseline(Table):
 
     The key is a hash of base model, precision, dataset fingerprint, split, template and labels.
     """
-
-    __tablename__ = "baseline"
 
     key: Mapped[str] = mapped_column(primary_key=True)
     validation_loss: Mapped[float | None]
@@ -191,8 +200,6 @@ class Baseline(Table):
 
 class Answer(Table):
     """A model's answer to one test example. `owner` is a run's id or a baseline's key."""
-
-    __tablename__ = "answer"
 
     owner: Mapped[str] = mapped_column(primary_key=True)
     row: Mapped[int] = mapped_column(primary_key=True)  # index in the dataset
@@ -206,8 +213,6 @@ class Completion(Table):
 
     Completions of one `ask` are written side by side. No run: the base model itself.
     """
-
-    __tablename__ = "completion"
 
     id: Mapped[str] = mapped_column(primary_key=True, default=new_id)
     ask: Mapped[str] = mapped_column(index=True)
@@ -230,13 +235,12 @@ class Completion(Table):
 class Worker(Table):
     """A worker process that was alive at `beat_at`. Kind: tuner or generator."""
 
-    __tablename__ = "worker"
-
     id: Mapped[str] = mapped_column(primary_key=True)
     kind: Mapped[str]
     host: Mapped[str]
     pid: Mapped[int]
     device: Mapped[str] = mapped_column(default="")
     memory_mb: Mapped[float | None]
+    num_devices: Mapped[int] = mapped_column(default=1)
     started_at: Mapped[float] = mapped_column(default=time.time)
     beat_at: Mapped[float] = mapped_column(default=time.time)

@@ -199,8 +199,9 @@ def test_upload_tune_watch_compare_prompt(page: Any, studio: Studio) -> None:
     page.get_by_role("link", name=re.compile("side by side", re.I)).first.click()
     page.locator("#input").fill("Will it snow in Ghent tonight?")
     page.get_by_role("button", name="Ask side by side").click()
+    page.wait_for_url(re.compile(r"ask=[0-9a-f]{12}"))
+    ask = page.url.rsplit("ask=", 1)[1][:12]
     with studio.api() as api:
-        ask = wait_for("the ask", lambda: re.search(r"ask=([0-9a-f]{12})", page.url), 30)[1]
         done = wait_for(
             "five answers",
             lambda: [

@@ -12,7 +12,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import func, inspect, select, text
 from sqlalchemy.exc import IntegrityError
 
-from app import database, migrate, tables
+from app import database, migrate, points, runs, tables
 from app.settings import settings
 from app.tables import Event, Point, Run
 from tests import factories
@@ -35,6 +35,12 @@ def empty(
     database.engine.cache_clear()
 
 
+REVISIONS = [
+    script.revision
+    for script in ScriptDirectory.from_config(migrate.configuration()).walk_revisions()
+]  # the newest first
+
+
 def _names() -> set[str]:
     return set(inspect(database.engine()).get_table_names())
 
@@ -50,8 +56,19 @@ def test_there_and_back(empty: str) -> None:
     migrate.up()
     assert _names() == {*tables.Table.metadata.tables, "alembic_version"}
     with database.session() as db:
-        factories.run(db, state="running")
-    command.downgrade(migrate.configuration(), "base")
+        run = factories.run(db, state="running")
+        run_id = run.id
+        db.add(Event(run_id=run_id, attempt=1, message="Taken up."))
+        db.add(Point(run_id=run_id, number=1, attempt=1, **factories.measured(1)._asdict()))
+        db.commit()
+    for revision in REVISIONS[1:]:  # back to the first and up again, step by step: nothing is lost
+        migrate.down(revision)
+    migrate.up()
+    with database.session() as db:
+        assert runs.get(db, run_id).state == "running"
+        assert [point.step for point in points.curve(db, run_id)] == [1]
+        assert len(runs.history(db, run_id)) == 1
+    migrate.down("base")
     assert _names() == {"alembic_version"}
     migrate.up()
     assert _names() == {*tables.Table.metadata.tables, "alembic_version"}

@@ -80,7 +80,7 @@ def losses(
     budget: int | None = None,
 ) -> Iterator[list[Loss]]:
     """The loss of every example, a packed row at a time, so that one may stop in between."""
-    virtual = 0 if soft_prefix is None else len(soft_prefix)
+    virtual = _virtual(soft_prefix)
     for packed in packing.pack(examples, budget or machine.token_budget, virtual, plain=plain):
         row = packed.to(machine.device)
         with evaluating(model), attention.packed(inner(model), row.layout):
@@ -104,7 +104,7 @@ def obstacle(model: Any, soft_prefix: Tensor | None, machine: Hardware) -> str:
         return f"{kind} has an attention of its own that cannot be given packed rows. {instead}"
     common, rest = list(range(3, 9)), [(11, 12, 13), (14, 15, 16, 17, 18)]
     examples = [packing.Row([*common, *prompt], [19, 20]) for prompt in rest]
-    virtual = 0 if soft_prefix is None else len(soft_prefix)
+    virtual = _virtual(soft_prefix)
 
     def lost(members: list[packing.Row], plain: bool) -> Tensor:
         (row,) = packing.pack(members, 10**9, virtual, plain=plain)
@@ -146,7 +146,7 @@ def answers(
     """
     model.eval()
     limits = [room(model, soft_prefix, prompt, max_new_tokens) for prompt in prompts]
-    virtual = 0 if soft_prefix is None else len(soft_prefix)
+    virtual = _virtual(soft_prefix)
     common = packing.shared_prefix([packing.Row(prompt, ()) for prompt in prompts])
     begin = list(prompts[0][: common or (0 if virtual else 1)])
     _, cache = read(
@@ -194,6 +194,23 @@ def _batches(
         yield from (members[first : first + size] for first in range(0, len(members), size))
 
 
+def _virtual(soft_prefix: Tensor | None) -> int:
+    return 0 if soft_prefix is None else len(soft_prefix)
+
+
+def _padded(rest: list[list[int]], before: int) -> tuple[Tensor, Tensor]:
+    """Token ids padded on the left, (rows, longest), and what may be seen, 0 at padding.
+
+    The mask, (rows, before + longest), shows all of the `before` places that are read already.
+    """
+    longest = max(map(len, rest))
+    ids = torch.tensor([[0] * (longest - len(one)) + one for one in rest])
+    mask = torch.ones(len(rest), before + longest, dtype=torch.long)
+    for row, one in enumerate(rest):
+        mask[row, before : before + longest - len(one)] = 0
+    return ids, mask
+
+
 def _answer(
     model: Any,
     soft_prefix: Tensor | None,
@@ -203,13 +220,8 @@ def _answer(
     start: Start | None,
 ) -> Iterator[list[tuple[int, list[int]]]]:
     """Go on from `start` with `rest`, padded on the left; after each token the rows that ended."""
-    longest = max(map(len, rest))
-    before = start.places if start else 0 if soft_prefix is None else len(soft_prefix)
-    device = inner(model).device
-    ids = torch.tensor([[0] * (longest - len(one)) + one for one in rest], device=device)
-    mask = torch.ones(len(rest), before + longest, dtype=torch.long, device=device)
-    for row, one in enumerate(rest):
-        mask[row, before : before + longest - len(one)] = 0
+    ids, mask = _padded(rest, start.places if start else _virtual(soft_prefix))
+    ids, mask = ids.to(inner(model).device), mask.to(inner(model).device)
     cache = None
     if start:
         cache, soft_prefix = copy.deepcopy(start.cache), None
@@ -231,7 +243,7 @@ def _answer(
         if len(going) < len(running):
             running = [running[place] for place in going]
             if running:
-                kept = torch.tensor(going, device=device)
+                kept = torch.tensor(going, device=mask.device)
                 cache.batch_select_indices(kept)
                 mask = mask[kept]
         ids = chosen[:, None]
