@@ -58,7 +58,7 @@ class Setup:
             self.method, self.params, folder, seed, machine
         )
         self.state: checkpoints.State = train.begin(
-            self.model, self.soft_prefix, self.params, machine
+            self.model, self.soft_prefix, rows(), self.params, machine
         )
 
     def going(

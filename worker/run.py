@@ -69,7 +69,7 @@ def _train(job: Job) -> None:
     folder = storage.base_model_folder(job.run.experiment.base_model_id)
     seed = job.run.experiment.seed
     model, soft_prefix = backbones.load_trainable(job.method, job.params, folder, seed, job.machine)
-    state = train.begin(model, soft_prefix, job.params, job.machine)
+    state = train.begin(model, soft_prefix, job.material.train, job.params, job.machine)
     if state.obstacle and job.run.attempt == 1:
         job.tell(state.obstacle, "warning")
     _resume(job, state)
