@@ -98,7 +98,10 @@ def _train(job: Job) -> None:
         save(job, model, storage.tuned_model_folder(job.run.id))
     peak = backbones.peak_memory_mb(job.machine)
     earlier = job.run.figures.get("peak_memory_mb", 0.0)  # of an attempt that was interrupted
-    job.run.figures |= {"peak_memory_mb": max(earlier, peak)}
+    job.run.figures |= {
+        "peak_memory_mb": max(earlier, peak),
+        "tokens_per_second": state.tokens / max(state.seconds, 1e-9),
+    }
     job.store(figures=job.run.figures)
 
 
