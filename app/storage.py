@@ -67,6 +67,11 @@ def checkpoints_folder(run_id: str) -> Path:
     return _folder("runs", run_id, "checkpoints")
 
 
+def checkpoint_folder(run_id: str, step: int, attempt: int) -> Path:
+    """One checkpoint; the attempt is in its name, so that none overwrites another's. Not made here."""
+    return checkpoints_folder(run_id) / f"{step:08d}-{attempt:04d}"
+
+
 def tuned_model_folder(run_id: str) -> Path:
     """What is kept, scored and prompted: the state with the best validation loss. Not made here."""
     return run_folder(run_id) / "best"
