@@ -10,11 +10,11 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app import runs, storage
+from app.registry import MANIFEST
 from app.storage import Path
 from app.tables import Checkpoint, Dataset, Point, Run
 
 KINDS = ("train", "validation")  # in the order in which they are measured at a step
-MANIFEST = "manifest.json"
 
 
 class Finding(NamedTuple):

@@ -87,6 +87,31 @@ def whole_model_folder(run_id: str) -> Path:
     return run_folder(run_id) / "whole"
 
 
+def crash_mark(name: str) -> Path:
+    """Says that a process has died at this crash point, which it does once."""
+    return _folder("crashes") / name
+
+
+def free() -> int:
+    """Bytes that are free on the disk of the home folder."""
+    return shutil.disk_usage(home()).free
+
+
+def sync(path: Path) -> None:
+    """Have a file, or the names in a folder, on the disk before this returns."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def put(source: Path, target: Path) -> None:
+    """Give a file its name, for good: it has it on the disk too before this returns."""
+    source.replace(target)
+    sync(target.parent)
+
+
 def log_file(name: str) -> Path:
     """A process's log."""
     return _folder("logs") / f"{name}.log"

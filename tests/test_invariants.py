@@ -12,6 +12,7 @@ from sqlalchemy import delete, insert, update
 from sqlalchemy.orm import Session
 
 from app import invariants, points, storage
+from app.registry import MANIFEST
 from app.tables import Checkpoint, Dataset, Point, Run
 from tests import factories
 
@@ -29,7 +30,7 @@ def going(db: Session) -> Run:
     points.record(db, run.id, 1, [*measured, factories.measured(3, "validation")])
     folder = storage.checkpoint_folder(run.id, 3, 1)
     folder.mkdir()
-    (folder / invariants.MANIFEST).write_text("{}")
+    (folder / MANIFEST).write_text("{}")
     digest = hashlib.sha256(b"{}").hexdigest()
     db.add(Checkpoint(run_id=run.id, step=3, attempt=1, digest=digest, num_bytes=2, seconds=0.1))
     db.commit()
@@ -101,7 +102,7 @@ def a_longer_dataset(db: Session, run: Run) -> None:
 
 
 def another_manifest(_db: Session, run: Run) -> None:
-    (storage.checkpoint_folder(run.id, 3, 1) / invariants.MANIFEST).write_text("{ }")
+    (storage.checkpoint_folder(run.id, 3, 1) / MANIFEST).write_text("{ }")
 
 
 @pytest.mark.parametrize(
