@@ -14,7 +14,6 @@ from worker.watch import Stopped
 
 RECORD_SECONDS = 0.2  # on a fast machine points are stored together, this often
 KEPT = 2  # checkpoints
-SAVING_SHARE = 0.03  # of the time, at most, goes into checkpoints
 
 
 def save(job: Job, model: Any, state: checkpoints.State, folder: storage.Path) -> None:
@@ -128,7 +127,7 @@ class Recorder:
         self.recorded = time.monotonic()
 
     def _save_if_due(self) -> None:
-        rest = self.saving * (1 / SAVING_SHARE - 1)
+        rest = self.saving * (1 / settings.checkpoint_share - 1)
         if time.monotonic() - self.saved > max(settings.checkpoint_seconds, rest):
             self.checkpoint()
 
