@@ -14,6 +14,7 @@ from torch import Tensor
 
 from app import storage
 from app.storage import Path
+from worker import distributed
 
 KEPT = 2
 VALUES, NUMBERS, MANIFEST = "values.safetensors", "state.json", "manifest.json"
@@ -43,13 +44,16 @@ class State:
         return {name: getattr(self, name) for name in self.NUMBERS}
 
     def tensors(self) -> dict[str, Tensor]:
-        """Trained values and the optimizer's moments, under names of their own; not copied."""
+        """Trained values and the optimizer's moments, under names of their own; not copied.
+
+        Where they are spread over several processes each must ask, and the first gets them.
+        """
         found: dict[str, Tensor] = {}
         for name, value in self.trained.items():
             found[f"value.{name}"] = value.detach()
             for kind, moment in self.optimizer.state.get(value, {}).items():
                 found[f"{kind}.{name}"] = moment
-        return found
+        return distributed.gathered(found)
 
     def restore(self, numbers: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         """Go back to what `numbers` and `tensors` gave.
@@ -60,10 +64,10 @@ class State:
             if tensors[f"value.{name}"].shape != value.shape:
                 raise ValueError(f"{name} has another shape")
         for name, value in self.trained.items():
-            value.data.copy_(tensors[f"value.{name}"])
+            value.data.copy_(distributed.part(tensors[f"value.{name}"], value))
             for kind in ("step", "exp_avg", "exp_avg_sq"):
                 if (moment := tensors.get(f"{kind}.{name}")) is not None:
-                    self.optimizer.state[value][kind] = moment.to(value.device)
+                    self.optimizer.state[value][kind] = distributed.part(moment, value)
         for name in self.NUMBERS:
             setattr(self, name, numbers[name])
 
