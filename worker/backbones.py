@@ -51,6 +51,11 @@ def num_devices() -> int:
     return torch.cuda.device_count() or 1
 
 
+def most_devices() -> int:
+    """How many processes may share a run; those on a processor divide its cores, for tests."""
+    return torch.cuda.device_count() or os.cpu_count() or 1
+
+
 def hardware(sharing: int = 1) -> Hardware:
     """What there is: the first CUDA device, else the processor with the threads of the settings.
 

@@ -60,6 +60,9 @@ class Group:
         """The number that the first process gives."""
         return number
 
+    def leave(self) -> None:
+        """Say good-bye: from here on each is on its own."""
+
 
 ALONE = Group()
 
@@ -109,6 +112,10 @@ class Copies(Group):
         told = torch.tensor(number)
         dist.broadcast(told, src=0)
         return int(told)
+
+    def leave(self) -> None:
+        """Say good-bye: from here on each is on its own."""
+        dist.destroy_process_group()
 
 
 class Shards(Copies):

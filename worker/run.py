@@ -1,5 +1,6 @@
 """One run from row to tuned model: reads like the workflow in the documentation."""
 
+import contextlib
 import gc
 import json
 import logging
@@ -13,7 +14,8 @@ import torch
 from app import database, methods, points, processes, runs, storage, workers
 from app.errors import LostClaim, StudioError
 from app.tables import Run
-from worker import backbones, checkpoints, scoring, train
+from worker import backbones, checkpoints, distributed, launch, scoring, train
+from worker.distributed import ALONE, Group
 from worker.job import Job
 from worker.keeper import SAVED
 from worker.material import gather
@@ -23,13 +25,19 @@ from worker.watch import Stopped, Watch
 log = logging.getLogger(__name__)
 
 
-def tune(run: Run, watch: Watch) -> None:
-    """Load, adapt, train, score, save. Raises Stopped, LostClaim or StudioError."""
+def tune(run: Run, watch: Watch, group: Group) -> None:
+    """Load, adapt, train, score, save. Raises Stopped, LostClaim or StudioError.
+
+    Of processes that share the run all train, and then the first one scores.
+    """
     method = methods.get(run.method)
     params = method.schema.model_validate(run.params)
-    job = Job(run, method, params, gather(run), backbones.hardware(), watch)
+    job = Job(run, method, params, gather(run), backbones.hardware(group.size), watch, group)
     _describe(job)
     _train(job)
+    group.leave()
+    if not group.leads:
+        return
     gc.collect()
     if job.machine.device == "cuda":
         torch.cuda.empty_cache()
@@ -47,6 +55,7 @@ def _describe(job: Job) -> None:
         **job.run.figures,
         "precision": machine.dtype,
         "device": machine.name,
+        "devices": job.group.size,
         "threads": machine.threads,
         "token_budget": machine.token_budget,
         "train_rows": len(material.train),
@@ -68,18 +77,21 @@ def _train(job: Job) -> None:
     """Train to the end, from the newest checkpoint if there is one."""
     folder = storage.base_model_folder(job.run.experiment.base_model_id)
     seed = job.run.experiment.seed
-    model, soft_prefix = backbones.load_trainable(job.method, job.params, folder, seed, job.machine)
+    model, soft_prefix = backbones.load_trainable(
+        job.method, job.params, folder, seed, job.machine, job.group
+    )
     state = train.begin(model, soft_prefix, job.params, job.machine)
     if state.obstacle and job.run.attempt == 1:
         job.tell(state.obstacle, "warning")
     _resume(job, state)
+    job.group.align(state.step, state.trained.values())
     job.run.figures |= {
         "trainable_parameters": sum(value.numel() for value in state.trained.values()),
         "total_parameters": job.run.experiment.base_model.shapes.get("parameters")
         or sum(value.numel() for value in model.parameters()),
     }
     job.store(phase="training", figures=job.run.figures)
-    if state.step == 0:
+    if state.step == 0 and job.group.size == 1:  # the others would wait
         scoring.look_at_base(job, model)
     going = train.train(
         model,
@@ -91,6 +103,7 @@ def _train(job: Job) -> None:
         job.machine,
         state,
         usual_rates=job.method.usual_rates,
+        group=job.group,
     )
     Recorder(job, model, state).follow(going)
     save(job, model, storage.last_model_folder(job.run.id))
@@ -106,8 +119,9 @@ def _resume(job: Job, state: checkpoints.State) -> None:
     found = checkpoints.load(storage.checkpoints_folder(job.run.id), state)
     for sentence in found.damaged:
         job.tell(f"{sentence} It was passed over.", "warning")
-    with database.session() as db:
-        points.rewind(db, job.run.id, job.run.attempt, state.step)
+    if job.group.leads:
+        with database.session() as db:
+            points.rewind(db, job.run.id, job.run.attempt, state.step)
     if found.path:
         job.tell(f"Going on from the checkpoint of step {state.step}.")
 
@@ -134,26 +148,54 @@ def _failure(error: BaseException) -> str:
     return f"The run stopped on an unexpected error: {type(error).__name__}: {error}"
 
 
-def work(run_id: str, attempt: int) -> int:
-    """Do the run, and see that it ends in a state that says what happened; the exit code."""
-    watch = Watch(run_id, attempt)
+def work(run_id: str, attempt: int, group: Group = ALONE) -> int:
+    """Do the run, and see that it ends in a state that says what happened; the exit code.
+
+    One other than 0 ends the other processes of the group; which ended first, torchrun knows.
+    """
+    watch = Watch(run_id, attempt, group)
     with database.reading() as db:
         run = runs.get(db, run_id)
     try:
-        tune(run, watch)
+        tune(run, watch, group)
     except Stopped as stop:
         reason = (
             "The worker was stopped; what was trained is saved, and the run goes on from there."
         )
-        with database.session() as db:
-            runs.settle(db, run_id, attempt, reason)
+        if group.leads:
+            with database.session() as db:
+                runs.settle(db, run_id, attempt, reason)
         return SAVED if stop.why == "ending" else 0
     except LostClaim as lost:
         log.warning("%s", lost.message)
+        return launch.LOST
     except Exception as error:
         log.exception("Run %s failed.", run_id)
-        with database.session() as db:
+        if group.size > 1 and distributed.is_loss_of_others(error):
+            return launch.LOST
+        with contextlib.suppress(LostClaim), database.session() as db:
             runs.fail(db, run_id, attempt, _failure(error))
+        return 1
+    return 0
+
+
+def _work_on_devices(run_id: str, attempt: int) -> int:
+    """Do the run on as many devices as its parameter says, or say that there are not so many."""
+    with database.reading() as db:
+        wanted = runs.get(db, run_id).params.get("devices", 1)
+    if wanted == 1:
+        return work(run_id, attempt)
+    most = backbones.most_devices()
+    if wanted <= most:
+        return launch.launch(run_id, attempt, wanted)
+    with database.session() as db:
+        runs.fail(
+            db,
+            run_id,
+            attempt,
+            f"This run asks for {wanted} devices, and the machine that took it up has {most}. "
+            f"Create it again with at most {most} under Devices; the batch size keeps its meaning.",
+        )
     return 0
 
 
@@ -164,14 +206,14 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     machine = backbones.hardware()
     with database.session() as db:
-        workers.describe(db, sys.argv[1], machine.name, machine.memory_mb)
+        workers.describe(db, sys.argv[1], machine.name, machine.memory_mb, backbones.num_devices())
     line = sys.stdin.readline()
     if not line:
         return
     wanted = json.loads(line)
     with storage.log_file(f"run-{wanted['run']}").open("a") as file:
         processes.log_to(file)
-    sys.exit(work(wanted["run"], wanted["attempt"]))
+    sys.exit(_work_on_devices(wanted["run"], wanted["attempt"]))
 
 
 if __name__ == "__main__":
