@@ -66,7 +66,7 @@ class Setup:
             self.method, self.params, folder, seed, machine, group
         )
         self.state: checkpoints.State = train.begin(
-            self.model, self.soft_prefix, self.params, machine
+            self.model, self.soft_prefix, rows(), self.params, machine
         )
 
     def going(

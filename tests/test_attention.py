@@ -11,7 +11,7 @@ from torch import Tensor
 from app import methods
 from tests import tiny
 from tests.engine import MACHINE
-from worker import attention, backbones, evaluate, packing
+from worker import attention, backbones, evaluate, obstacles, packing
 from worker.packing import Row
 
 CLOSE = 1e-5
@@ -163,7 +163,7 @@ def test_packed_rows_are_exact_for_every_architecture(
     folders: dict[str, Path], architecture: str, checkpointing: bool
 ) -> None:
     model, _ = tuned(folders[architecture], "full", gradient_checkpointing=checkpointing)
-    assert evaluate.obstacle(model, None, MACHINE) == ""
+    assert obstacles.find(model, None, examples(12), MACHINE) == ""
     rows = examples(12)
     true = alone(model, None, rows)
     check(together(model, None, rows, budget=1000), true)

@@ -115,6 +115,29 @@ def test_each_method_stands_with_what_is_documented_and_its_parameters(
     assert f'id="{key}-pace">8 examples an update' in page
 
 
+def test_what_was_measured_stands_beside_what_is_documented(
+    browser: TestClient, db: Session, ready: tuple[BaseModel, Dataset]
+) -> None:
+    def cards() -> dict[str, str]:
+        page = unescape(browser.get(f"/experiments/new?base={ready[0].id}").text)
+        return {
+            key: page.split(f'id="{key}-title"')[1].split("</section>")[0]
+            for key in methods.METHODS
+        }
+
+    assert all("figures stand here after the first run" in card for card in cards().values())
+    mine, other = factories.experiment(db, ready[0]), factories.experiment(db)
+    for of, seconds, memory in ((mine, 65, 812.0), (mine, 130, 1900.0), (other, 900, 9000.0)):
+        figures = {"peak_memory_mb": memory, "size_bytes": 3_600_000}
+        factories.tuned(db, of, train_seconds=seconds, figures=figures)
+    factories.run(db, mine, method="full", state="failed", train_seconds=7.0)
+    db.commit()
+    lora = cards()["lora"]
+    for words in ("1 min 05 s to 2 min 10 s", "812 MB to 1.9 GB", ">3.6 MB<", "model, 2 runs"):
+        assert words in lora
+    assert "figures stand here after the first run" in cards()["full"]
+
+
 def test_a_quantized_base_model_leaves_one_method_and_says_why(
     browser: TestClient, db: Session
 ) -> None:

@@ -91,38 +91,6 @@ def losses(
         yield [Loss(index, float(of.sum(dtype=torch.float64)), len(of)) for index, of in own]
 
 
-def obstacle(model: Any, soft_prefix: Tensor | None, machine: Hardware) -> str:
-    """Why this model cannot be given packed rows; empty where it can.
-
-    Found out by trying: two examples in one row must lose what each loses alone.
-    """
-    backbone = inner(model)
-    kind = type(backbone).__name__
-    instead = "Training uses plain padded rows, which give the same result, more slowly."
-    if not (backbone._can_set_attn_implementation() and accepts(backbone, "position_ids")):
-        return f"{kind} has an attention of its own that cannot be given packed rows. {instead}"
-    common, rest = list(range(3, 9)), [(11, 12, 13), (14, 15, 16, 17, 18)]
-    examples = [packing.Row([*common, *prompt], [19, 20]) for prompt in rest]
-    virtual = _virtual(soft_prefix)
-
-    def lost(members: list[packing.Row], plain: bool) -> Tensor:
-        (row,) = packing.pack(members, 10**9, virtual, plain=plain)
-        row = row.to(machine.device)
-        with attention.packed(backbone, row.layout):
-            return token_losses(model, soft_prefix, row, machine)
-
-    with evaluating(model):
-        try:
-            together = lost(examples, plain=False)
-        except (NotImplementedError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            return f"{kind} cannot be given packed rows ({error}). {instead}"
-        apart = torch.cat([lost([member], plain=True) for member in examples])
-    tolerance = 1e-3 if machine.precision is torch.float32 else 5e-2
-    if not (together - apart).norm() <= tolerance * apart.norm():
-        return f"In {kind} the examples of a packed row would see each other. {instead}"
-    return ""
-
-
 class Answer(NamedTuple):
     """The tokens that a model gave to a prompt, without the one that ends them."""
 

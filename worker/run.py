@@ -80,7 +80,7 @@ def _train(job: Job) -> None:
     model, soft_prefix = backbones.load_trainable(
         job.method, job.params, folder, seed, job.machine, job.group
     )
-    state = train.begin(model, soft_prefix, job.params, job.machine)
+    state = train.begin(model, soft_prefix, job.material.train, job.params, job.machine)
     if state.obstacle and job.run.attempt == 1:
         job.tell(state.obstacle, "warning")
     _resume(job, state)
@@ -111,7 +111,10 @@ def _train(job: Job) -> None:
         save(job, model, storage.tuned_model_folder(job.run.id))
     peak = backbones.peak_memory_mb(job.machine)
     earlier = job.run.figures.get("peak_memory_mb", 0.0)  # of an attempt that was interrupted
-    job.run.figures |= {"peak_memory_mb": max(earlier, peak)}
+    job.run.figures |= {
+        "peak_memory_mb": max(earlier, peak),
+        "tokens_per_second": state.tokens / max(state.seconds, 1e-9),
+    }
     job.store(figures=job.run.figures)
 
 

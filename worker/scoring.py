@@ -8,7 +8,7 @@ import torch
 
 from app import database, methods, prompts, runs, storage
 from app.comparison import baselines, scores
-from worker import backbones, evaluate
+from worker import backbones, evaluate, obstacles
 from worker.job import Job
 from worker.material import longest_answer
 
@@ -79,7 +79,7 @@ def _keep(job: Job, **values: Any) -> None:
 
 
 def _plain(job: Job, model: Any, soft_prefix: torch.Tensor | None) -> bool:
-    return bool(evaluate.obstacle(model, soft_prefix, job.machine))
+    return bool(obstacles.find(model, soft_prefix, job.material.train, job.machine))
 
 
 def _score(

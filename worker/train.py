@@ -14,7 +14,7 @@ from torch import Tensor
 from app.errors import StudioError
 from app.methods import Params
 from app.points import Measured
-from worker import attention, distributed, evaluate, packing
+from worker import attention, distributed, evaluate, obstacles, packing
 from worker.backbones import Hardware, inner, peak_memory_mb
 from worker.checkpoints import State
 from worker.distributed import ALONE, Group
@@ -33,7 +33,13 @@ class Tick(NamedTuple):
     total: int
 
 
-def begin(model: Any, soft_prefix: Tensor | None, params: Params, machine: Hardware) -> State:
+def begin(
+    model: Any,
+    soft_prefix: Tensor | None,
+    examples: Sequence[Example],
+    params: Params,
+    machine: Hardware,
+) -> State:
     """The state before the first step."""
     trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
     for value in trained.values():
@@ -48,7 +54,7 @@ def begin(model: Any, soft_prefix: Tensor | None, params: Params, machine: Hardw
         if values
     ]
     optimizer = torch.optim.AdamW(groups, lr=params.learning_rate, fused=True)
-    return State(trained, optimizer, evaluate.obstacle(model, soft_prefix, machine))
+    return State(trained, optimizer, obstacles.find(model, soft_prefix, examples, machine))
 
 
 def steps_per_epoch(num_rows: int, params: Params) -> int:

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 from starlette.datastructures import FormData
 
 from app import base_models, datasets, experiments, prompts
+from app.comparison import measured
 from app.errors import Invalid, StudioError
 from app.methods import METHODS, Method
 from app.tables import BaseModel, Dataset, Experiment
@@ -35,6 +36,7 @@ class Card:
     fields: list[forms.Field]
     error: str
     pace: str
+    measured: measured.Measured | None  # of earlier runs on the same base model
 
     @property
     def is_open(self) -> bool:
@@ -173,7 +175,7 @@ def page(db: Session, draft: Draft) -> dict[str, Any]:
         "base_model": base_model,
         "tasks": prompts.TASKS,
         "sizes": sizes,
-        "cards": cards(draft, base_model, sizes.get("train", 0)),
+        "cards": cards(db, draft, base_model, sizes.get("train", 0)),
         "ids": {name: name.replace(".", "-") for name in draft.errors},
     }
 
@@ -185,8 +187,9 @@ def split_sizes(dataset: Dataset | None, sent: Mapping[str, str]) -> dict[str, i
     return {part: len(rows) for part, rows in datasets.split(dataset.num_examples, 1).items()}
 
 
-def cards(draft: Draft, base_model: BaseModel | None, train_rows: int) -> list[Card]:
+def cards(db: Session, draft: Draft, base_model: BaseModel | None, train_rows: int) -> list[Card]:
     """The methods with their fields."""
+    known = measured.by_method(db, base_model.id) if base_model else {}
     allowed = base_models.methods_for(base_model) if base_model else list(METHODS)
     first = draft.chosen is None
     made = []
@@ -201,6 +204,7 @@ def cards(draft: Draft, base_model: BaseModel | None, train_rows: int) -> list[C
                 fields=forms.fields(method.schema, key, sent, draft.errors),
                 error=draft.errors.get(key, ""),
                 pace=pace(key, draft.sent, train_rows),
+                measured=known.get(key),
             )
         )
     return made

@@ -79,6 +79,14 @@ def duration(seconds: float | None) -> str:
     return f"{hours} h {minutes:02d} min"
 
 
+def between(found: tuple[float, float] | None, words: Callable[[float], str]) -> str:
+    """The least and the most, in the words of a filter; once where they read the same."""
+    if found is None:
+        return NOTHING
+    low, high = words(found[0]), words(found[1])
+    return low if low == high else f"{low} to {high}"
+
+
 def ago(at: float | None) -> str:
     """How long ago, in one unit."""
     if at is None:
@@ -127,6 +135,9 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "size": size,
     "memory": memory,
     "duration": duration,
+    "durations": lambda found: between(found, duration),
+    "memories": lambda found: between(found, memory),
+    "sizes": lambda found: between(found, size),
     "ago": ago,
     "iso": iso,
     "short": short,

@@ -19,7 +19,6 @@ FIGURES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "size_bytes": ("Size saved", formats.size),
     "peak_memory_mb": ("Peak memory", formats.memory),
     "tokens_per_second": ("Tokens per second", formats.number),
-    "seconds_total": ("Time in all, scoring included", formats.duration),
     "device": ("Device", str),
     "precision": ("Precision", str),
     "threads": ("Threads", formats.number),
