@@ -67,6 +67,11 @@ def checkpoints_folder(run_id: str) -> Path:
     return _folder("runs", run_id, "checkpoints")
 
 
+def checkpoint_folder(run_id: str, step: int, attempt: int) -> Path:
+    """One checkpoint; the attempt is in its name, so that none overwrites another's. Not made here."""
+    return checkpoints_folder(run_id) / f"{step:08d}-{attempt:04d}"
+
+
 def tuned_model_folder(run_id: str) -> Path:
     """What is kept, scored and prompted: the state with the best validation loss. Not made here."""
     return run_folder(run_id) / "best"
@@ -80,6 +85,31 @@ def last_model_folder(run_id: str) -> Path:
 def whole_model_folder(run_id: str) -> Path:
     """The tuned model merged into one set of weights, once asked for. Not made here."""
     return run_folder(run_id) / "whole"
+
+
+def crash_mark(name: str) -> Path:
+    """Says that a process has died at this crash point, which it does once."""
+    return _folder("crashes") / name
+
+
+def free() -> int:
+    """Bytes that are free on the disk of the home folder."""
+    return shutil.disk_usage(home()).free
+
+
+def sync(path: Path) -> None:
+    """Have a file, or the names in a folder, on the disk before this returns."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def put(source: Path, target: Path) -> None:
+    """Give a file its name, for good: it has it on the disk too before this returns."""
+    source.replace(target)
+    sync(target.parent)
 
 
 def log_file(name: str) -> Path:

@@ -1,6 +1,5 @@
 """One run from row to tuned model: reads like the workflow in the documentation."""
 
-import contextlib
 import gc
 import json
 import logging
@@ -11,16 +10,18 @@ from typing import Any
 
 import torch
 
-from app import database, methods, points, processes, runs, storage, workers
+from app import database, methods, processes, room, runs, storage, workers
 from app.errors import LostClaim, StudioError
 from app.tables import Run
-from worker import backbones, checkpoints, distributed, launch, scoring, train
+from worker import backbones, distributed, launch, scoring, train
 from worker.distributed import ALONE, Group
-from worker.job import Job
+from worker.job import Job, like_before
 from worker.keeper import SAVED
 from worker.material import gather
-from worker.recorder import Recorder, save
+from worker.recorder import Recorder, resume, save
 from worker.watch import Stopped, Watch
+
+LITTLE = 2**20  # bytes that may have been asked for when a write of unknown size found no room
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +33,10 @@ def tune(run: Run, watch: Watch, group: Group) -> None:
     """
     method = methods.get(run.method)
     params = method.schema.model_validate(run.params)
-    job = Job(run, method, params, gather(run), backbones.hardware(group.size), watch, group)
+    machine, change = like_before(backbones.hardware(group.size), run.figures, group.size)
+    job = Job(run, method, params, gather(run), machine, watch, group)
+    if change:
+        job.tell(change, "warning")
     _describe(job)
     _train(job)
     group.leave()
@@ -44,8 +48,7 @@ def tune(run: Run, watch: Watch, group: Group) -> None:
     job.store(phase="scoring")
     job.store(scores=scoring.score_run(job), figures=_figures(job))
     scoring.score_base(job)
-    with database.session() as db:
-        runs.finish(db, run.id, run.attempt)
+    database.lasting(lambda db: runs.finish(db, run.id, run.attempt))
 
 
 def _describe(job: Job) -> None:
@@ -56,6 +59,7 @@ def _describe(job: Job) -> None:
         "precision": machine.dtype,
         "device": machine.name,
         "devices": job.group.size,
+        "device_kind": machine.device,
         "threads": machine.threads,
         "token_budget": machine.token_budget,
         "train_rows": len(material.train),
@@ -83,8 +87,7 @@ def _train(job: Job) -> None:
     state = train.begin(model, soft_prefix, job.material.train, job.params, job.machine)
     if state.obstacle and job.run.attempt == 1:
         job.tell(state.obstacle, "warning")
-    _resume(job, state)
-    job.group.align(state.step, state.trained.values())
+    resume(job, state)
     job.run.figures |= {
         "trainable_parameters": sum(value.numel() for value in state.trained.values()),
         "total_parameters": job.run.experiment.base_model.shapes.get("parameters")
@@ -106,9 +109,9 @@ def _train(job: Job) -> None:
         group=job.group,
     )
     Recorder(job, model, state).follow(going)
-    save(job, model, storage.last_model_folder(job.run.id))
+    save(job, model, state, storage.last_model_folder(job.run.id))
     if not state.best_step:  # no validation loss was a number: the last state is all there is
-        save(job, model, storage.tuned_model_folder(job.run.id))
+        save(job, model, state, storage.tuned_model_folder(job.run.id))
     peak = backbones.peak_memory_mb(job.machine)
     earlier = job.run.figures.get("peak_memory_mb", 0.0)  # of an attempt that was interrupted
     job.run.figures |= {
@@ -116,17 +119,6 @@ def _train(job: Job) -> None:
         "tokens_per_second": state.tokens / max(state.seconds, 1e-9),
     }
     job.store(figures=job.run.figures)
-
-
-def _resume(job: Job, state: checkpoints.State) -> None:
-    found = checkpoints.load(storage.checkpoints_folder(job.run.id), state)
-    for sentence in found.damaged:
-        job.tell(f"{sentence} It was passed over.", "warning")
-    if job.group.leads:
-        with database.session() as db:
-            points.rewind(db, job.run.id, job.run.attempt, state.step)
-    if found.path:
-        job.tell(f"Going on from the checkpoint of step {state.step}.")
 
 
 def _figures(job: Job) -> dict[str, Any]:
@@ -146,19 +138,24 @@ def _failure(error: BaseException) -> str:
             "smaller batch size (with more accumulate steps the result stays the same), a shorter "
             "maximum length, activation checkpointing, or QLoRA."
         )
-    if isinstance(error, OSError) and error.errno == 28:
-        return "The disk is full. Free some space, then try the run again; saved steps are kept."
     return f"The run stopped on an unexpected error: {type(error).__name__}: {error}"
 
 
 def work(run_id: str, attempt: int, group: Group = ALONE) -> int:
     """Do the run, and see that it ends in a state that says what happened; the exit code.
 
-    One other than 0 ends the other processes of the group; which ended first, torchrun knows.
+    One other than 0 ends the processes that share the run; which of them ended first, torchrun knows.
     """
     watch = Watch(run_id, attempt, group)
-    with database.reading() as db:
-        run = runs.get(db, run_id)
+    try:
+        return _ended(run_id, attempt, watch, group)
+    except LostClaim as lost:
+        log.warning("%s", lost.message)
+    return launch.LOST
+
+
+def _ended(run_id: str, attempt: int, watch: Watch, group: Group) -> int:
+    run = database.lasting(lambda db: runs.get(db, run_id))
     try:
         tune(run, watch, group)
     except Stopped as stop:
@@ -166,39 +163,40 @@ def work(run_id: str, attempt: int, group: Group = ALONE) -> int:
             "The worker was stopped; what was trained is saved, and the run goes on from there."
         )
         if group.leads:
-            with database.session() as db:
-                runs.settle(db, run_id, attempt, reason)
+            database.lasting(lambda db: runs.settle(db, run_id, attempt, reason))
         return SAVED if stop.why == "ending" else 0
-    except LostClaim as lost:
-        log.warning("%s", lost.message)
-        return launch.LOST
+    except LostClaim:
+        raise
     except Exception as error:
         log.exception("Run %s failed.", run_id)
         if group.size > 1 and distributed.is_loss_of_others(error):
             return launch.LOST
-        with contextlib.suppress(LostClaim), database.session() as db:
-            runs.fail(db, run_id, attempt, _failure(error))
+        _let_go(run_id, attempt, error)
         return 1
     return 0
 
 
+def _let_go(run_id: str, attempt: int, error: Exception) -> None:
+    """The run waits if the disk is full, else it has failed."""
+    if room.is_full(error):
+        database.lasting(lambda db: room.wait(db, run_id, attempt, error, LITTLE))
+    else:
+        database.lasting(lambda db: runs.fail(db, run_id, attempt, _failure(error)))
+
+
 def _work_on_devices(run_id: str, attempt: int) -> int:
     """Do the run on as many devices as its parameter says, or say that there are not so many."""
-    with database.reading() as db:
-        wanted = runs.get(db, run_id).params.get("devices", 1)
+    params = database.lasting(lambda db: runs.get(db, run_id)).params
+    wanted, most = params.get("devices", 1), backbones.most_devices()
     if wanted == 1:
         return work(run_id, attempt)
-    most = backbones.most_devices()
     if wanted <= most:
         return launch.launch(run_id, attempt, wanted)
-    with database.session() as db:
-        runs.fail(
-            db,
-            run_id,
-            attempt,
-            f"This run asks for {wanted} devices, and the machine that took it up has {most}. "
-            f"Create it again with at most {most} under Devices; the batch size keeps its meaning.",
-        )
+    reason = (
+        f"This run asks for {wanted} devices, and the machine that took it up has {most}. "
+        f"Create it again with at most {most} under Devices: the effective batch stays the same."
+    )
+    database.lasting(lambda db: runs.fail(db, run_id, attempt, reason))
     return 0
 
 
@@ -208,8 +206,11 @@ def main() -> None:
     os.nice(5)  # the web and whatever else runs here answer first
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     machine = backbones.hardware()
-    with database.session() as db:
-        workers.describe(db, sys.argv[1], machine.name, machine.memory_mb, backbones.num_devices())
+    database.lasting(
+        lambda db: workers.describe(
+            db, sys.argv[1], machine.name, machine.memory_mb, backbones.num_devices()
+        )
+    )
     line = sys.stdin.readline()
     if not line:
         return

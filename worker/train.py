@@ -146,8 +146,7 @@ def _step(run: _Run) -> Iterator[Measured | Tick]:
     targets = sum(len(example.answer_ids) for example in chosen)
     tokens = targets + sum(len(example.prompt_ids) for example in chosen)
     virtual = 0 if run.soft_prefix is None else len(run.soft_prefix)
-    budget, plain = run.machine.token_budget, bool(state.obstacle)
-    rows = run.group.rows(chosen, budget, virtual, plain=plain)
+    rows = run.group.rows(chosen, run.machine.token_budget, virtual, plain=bool(state.obstacle))
     state.optimizer.zero_grad()
     # A seed of its own for each row, so that dropout is the same after a resume.
     stream = numpy.random.Philox(key=[run.seed % 2**64, 2**63 + state.step])
