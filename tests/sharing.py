@@ -1,4 +1,4 @@
-"""Processes that share a training, for tests: `python -m tests.sharing FOLDER RANK SIZE`.
+"""Processes that share a training, for tests: `python -m tests.sharing FOLDER RANK SIZE DEVICE`.
 
 All train each case; the first process writes into FOLDER what came out.
 """
@@ -29,13 +29,16 @@ class Case(NamedTuple):
     machine: backbones.Hardware = MACHINE
     changes: tuple[tuple[str, Any], ...] = ()
 
-    def setup(self, folder: Path, group: distributed.Group = distributed.ALONE) -> Setup:
+    def setup(
+        self, folder: Path, group: distributed.Group = distributed.ALONE, device: str = "cpu"
+    ) -> Setup:
         """The model before the first step."""
+        machine = self.machine._replace(device=device)
         changes = {"num_epochs": 2, "batch_size": 5, "accumulate_steps": 2, "weight_decay": 0.1}
         if self.key in {"lora", "qlora"}:
             changes["dropout"] = 0.0  # what it drops depends on how examples lie in rows
         changes |= dict(self.changes)
-        return Setup(folder / "models" / self.model, self.key, self.machine, group=group, **changes)
+        return Setup(folder / "models" / self.model, self.key, machine, group=group, **changes)
 
 
 TIGHT = Tight(*MACHINE)
@@ -58,27 +61,39 @@ def until(setup: Setup, step: int) -> list[Measured]:
     return points
 
 
-def train(name: str, folder: Path, group: distributed.Group) -> None:
+def save(out: Path, setup: Setup, base: Path) -> None:
+    """Leave a checkpoint and a tuned model, as a run does."""
+    if not setup.group.leads:
+        setup.state.tensors()
+        if setup.group.spreads:
+            distributed.whole_values(setup.model, setup.machine.precision)
+        return
+    made = checkpoints.write(out / "checkpoint", setup.state)
+    (out / "digest.txt").write_text(made.digest)
+    backbones.save_tuned(
+        setup.model, out / "tuned", base_name="tiny", base_folder=base, machine=setup.machine
+    )
+
+
+def load(out: Path, setup: Setup) -> None:
+    """Go on from what `save` left in that folder, if it did."""
+    if (out / "digest.txt").exists():
+        digest = (out / "digest.txt").read_text()
+        loaded = checkpoints.load(
+            [checkpoints.Found(HALFWAY, 1, out / "checkpoint", digest)], setup.state
+        )
+        assert loaded.taken, loaded.damaged
+
+
+def train(name: str, folder: Path, group: distributed.Group, device: str) -> None:
     """Train a case to its end, from a checkpoint where there is one, leaving one halfway."""
     out = folder / "out" / name
     out.mkdir(parents=True, exist_ok=True)
-    setup = CASES[name].setup(folder, group)
-    checkpoints.load(folder / "in" / name, setup.state)
+    setup = CASES[name].setup(folder, group, device)
+    load(folder / "in" / name, setup)
     group.align(setup.state.step, setup.state.trained.values())
     points = until(setup, HALFWAY + (name in RESUMED))
-    if group.leads:
-        checkpoints.save(out / "checkpoints", setup.state)
-        backbones.save_tuned(
-            setup.model,
-            out / "tuned",
-            base_name="tiny",
-            base_folder=folder / "models" / CASES[name].model,
-            machine=setup.machine,
-        )
-    else:
-        setup.state.tensors()
-        if group.spreads:
-            distributed.whole_values(setup.model, setup.machine.precision)
+    save(out, setup, folder / "models" / CASES[name].model)
     points += setup.points(examples=EXAMPLES)
     state = setup.state.tensors()
     if group.leads:
@@ -86,9 +101,9 @@ def train(name: str, folder: Path, group: distributed.Group) -> None:
         (out / "points.json").write_text(json.dumps([point._asdict() for point in points]))
 
 
-def give_up(name: str, folder: Path, group: distributed.Group) -> None:
+def give_up(name: str, folder: Path, group: distributed.Group, device: str) -> None:
     """Train where every loss is no number, and write what was said."""
-    setup = CASES[name].setup(folder, group)
+    setup = CASES[name].setup(folder, group, device)
     next(iter(setup.state.trained.values())).data.fill_(float("inf"))
     try:
         setup.points(examples=EXAMPLES)
@@ -98,13 +113,15 @@ def give_up(name: str, folder: Path, group: distributed.Group) -> None:
 
 def main() -> None:
     """Train all cases."""
-    folder, rank, size = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-    join = distributed.join(str(folder / "store"), rank, size, MACHINE, spreads=False)
+    folder, rank, size, device = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+    machine = MACHINE._replace(device=device)
+    join = distributed.join(str(folder / "store"), rank, size, machine, spreads=False)
     spread = distributed.Shards(rank, size)
     for name, case in CASES.items():
-        train(name, folder, spread if case.key == "full" else join)
-    give_up("full", folder, spread)
-    give_up("lora", folder, join)
+        train(name, folder, spread if case.key == "full" else join, device)
+    give_up("full", folder, spread, device)
+    give_up("lora", folder, join, device)
+    join.leave()
 
 
 if __name__ == "__main__":

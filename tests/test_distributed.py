@@ -15,11 +15,14 @@ from app import storage
 from app.points import Measured
 from tests import engine, sharing, tiny
 from tests.sharing import CASES, EXAMPLES, HALFWAY
-from worker import backbones, checkpoints, distributed, evaluate
+from worker import backbones, distributed, evaluate
 from worker.packing import Row
 
+SLOW = 560  # seconds: on a busy machine the two wait for each other at every step
+pytestmark = pytest.mark.timeout(600)
 SHARP = {"initializer_range": 0.15}
 CLOSE = 1e-5  # relative: sums of float32 in another order
+CLOSE_GPU = 1e-3  # its sums are not the same from one time to the next
 CLOSE_4_BITS = 3e-3  # one process alone differs as much if its rows are cut in another way
 CLOSE_NARROW = 5e-2  # bfloat16 has eight bits, and the differences grow from step to step
 
@@ -35,19 +38,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in sharing.RESUMED:
         setup = CASES[name].setup(made)
         sharing.until(setup, HALFWAY)
-        checkpoints.save(made / "in" / name, setup.state)
+        (made / "in" / name).mkdir(parents=True)
+        sharing.save(made / "in" / name, setup, made / "models" / CASES[name].model)
     return made
 
 
-@pytest.fixture(scope="module")
-def out(folder: Path) -> Path:
-    """What two processes wrote that trained all cases together."""
-    environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo"}
+def start(folder: Path, device: str) -> Path:
+    """Have two processes train all cases together; where they write."""
+    store = folder / "store"
+    store.unlink(missing_ok=True)
     begun = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.sharing", str(folder), str(rank), "2"],
+            [sys.executable, "-m", "tests.sharing", str(folder), str(rank), "2", device],
             cwd=storage.REPOSITORY,
-            env=environment,
+            env=os.environ | {"GLOO_SOCKET_IFNAME": "lo", "CUDA_VISIBLE_DEVICES": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -55,12 +59,18 @@ def out(folder: Path) -> Path:
         for rank in range(2)
     ]
     try:
-        said = [process.communicate(timeout=240)[0] for process in begun]
+        said = [process.communicate(timeout=SLOW)[0] for process in begun]
     finally:
         for process in begun:
             process.kill()
     assert [process.returncode for process in begun] == [0, 0], "\n".join(said)
     return folder / "out"
+
+
+@pytest.fixture(scope="module")
+def out(folder: Path) -> Path:
+    """What two processes on the CPU wrote."""
+    return start(folder, "cpu")
 
 
 def together(out: Path, name: str) -> tuple[list[Measured], dict[str, Tensor]]:
@@ -112,7 +122,7 @@ def test_two_processes_train_as_one_does(folder: Path, out: Path, name: str) -> 
 @pytest.mark.parametrize("name", CASES)
 def test_one_process_goes_on_from_what_two_have_saved(folder: Path, out: Path, name: str) -> None:
     setup = CASES[name].setup(folder)
-    assert checkpoints.load(out / name / "checkpoints", setup.state).path
+    sharing.load(out / name, setup)
     assert setup.state.step == HALFWAY + (name in sharing.RESUMED)
     saved = torch.cat([value.detach().flatten() for value in setup.state.trained.values()])
     found, _ = together(out, name)
@@ -130,7 +140,7 @@ def test_what_two_have_tuned_is_loaded_by_one(folder: Path, out: Path, name: str
     """In the files that people take away is what was trained, tied weights once."""
     case = CASES[name]
     setup = case.setup(folder)
-    checkpoints.load(out / name / "checkpoints", setup.state)
+    sharing.load(out / name, setup)
     base = folder / "models" / case.model
     tuned, soft = backbones.load_tuned(
         setup.method, setup.params, base, out / name / "tuned", case.machine
@@ -150,6 +160,17 @@ def test_what_two_have_tuned_is_loaded_by_one(folder: Path, out: Path, name: str
     assert lost[1] == pytest.approx(lost[0], rel=CLOSE_NARROW if narrow else CLOSE)
     if case.model == "tied":
         assert "lm_head.weight" not in load_file(out / name / "tuned" / "model.safetensors")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="not run: no GPU, or only one")
+def test_two_gpus_train_as_one_does(folder: Path) -> None:
+    out = start(folder, "cuda")
+    for name in ("full", "lora", "prompt_tuning"):
+        alone = CASES[name].setup(folder, device="cuda")
+        points = alone.points(examples=EXAMPLES)
+        found, _ = together(out, name)
+        check(found, points[-len(found) :], CLOSE_GPU)
 
 
 @pytest.mark.parametrize("key", ["full", "lora"])

@@ -26,7 +26,7 @@ LITTLE = 2**20  # bytes that may have been asked for when a write of unknown siz
 log = logging.getLogger(__name__)
 
 
-def tune(run: Run, watch: Watch, group: Group) -> None:
+def tune(run: Run, watch: Watch, group: Group = ALONE) -> None:
     """Load, adapt, train, score, save. Raises Stopped, LostClaim or StudioError.
 
     Of processes that share the run all train, and then the first one scores.
@@ -154,7 +154,7 @@ def work(run_id: str, attempt: int, group: Group = ALONE) -> int:
     return launch.LOST
 
 
-def _ended(run_id: str, attempt: int, watch: Watch, group: Group) -> int:
+def _ended(run_id: str, attempt: int, watch: Watch, group: Group = ALONE) -> int:
     run = database.lasting(lambda db: runs.get(db, run_id))
     try:
         tune(run, watch, group)
