@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from typing import IO, Any
 
 _PR_SET_PDEATHSIG = 1
@@ -29,8 +30,13 @@ def start(module: str, *arguments: str, **options: Any) -> "subprocess.Popen[str
     )
 
 
+def hand_on(values: Mapping[str, str]) -> None:
+    """Have what others start in this process, such as torchrun, know it as parent, and these values."""
+    os.environ.update({**values, _PARENT: str(os.getpid())})
+
+
 def die_with_parent(number: signal.Signals) -> None:
-    """In a process made by `start`: have the kernel send this signal when the parent dies."""
+    """In a process made by `start` or after `hand_on`: have the kernel send this signal when the parent dies."""
     parent = os.environ.pop(_PARENT, None)
     if parent is None or not sys.platform.startswith("linux"):
         return
@@ -50,8 +56,11 @@ def log_to(file: IO[Any]) -> None:
 def ended(process: "subprocess.Popen[str]") -> str:
     """How a process that has ended did so, in words."""
     code = process.poll()
-    if code is None:
-        return "is running"
+    return "is running" if code is None else ended_by(code)
+
+
+def ended_by(code: int) -> str:
+    """What an exit code, or a signal as a negative number, says of a process, in words."""
     if code < 0:
         name = signal.Signals(-code).name
         killed = " (often: the machine ran out of memory)" if name == "SIGKILL" else ""

@@ -28,10 +28,12 @@ def beat(db: Session, worker: Worker) -> None:
     db.commit()
 
 
-def describe(db: Session, worker_id: str, device: str, memory_mb: float | None) -> None:
+def describe(
+    db: Session, worker_id: str, device: str, memory_mb: float | None, num_devices: int
+) -> None:
     """Say what the worker has: a process of it that holds torch knows."""
     mine = update(Worker).where(Worker.id == worker_id)
-    db.execute(mine.values(device=device, memory_mb=memory_mb))
+    db.execute(mine.values(device=device, memory_mb=memory_mb, num_devices=num_devices))
     db.commit()
 
 

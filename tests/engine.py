@@ -11,6 +11,7 @@ from app import methods
 from app.points import Measured
 from tests.tiny import QUICK
 from worker import backbones, checkpoints, train
+from worker.distributed import ALONE, Group
 from worker.packing import Row
 
 # Models this small are slower with several threads, and much slower on a busy machine.
@@ -32,6 +33,12 @@ def rows(count: int = 24) -> list[Row]:
     return made
 
 
+class Tight(backbones.Hardware):
+    """A machine with room for short rows only."""
+
+    token_budget = 30  # type: ignore[assignment]
+
+
 class Setup:
     """A method's model and state before the first step."""
 
@@ -41,13 +48,14 @@ class Setup:
         key: str,
         machine: backbones.Hardware = MACHINE,
         seed: int = 3,
+        group: Group = ALONE,
         **changes: Any,
     ) -> None:
         self.method = methods.get(key)
         self.params = self.method.schema(**QUICK[key] | changes)
-        self.machine, self.seed = machine, seed
+        self.machine, self.seed, self.group = machine, seed, group
         self.model, self.soft_prefix = backbones.load_trainable(
-            self.method, self.params, folder, seed, machine
+            self.method, self.params, folder, seed, machine, group
         )
         self.state: checkpoints.State = train.begin(
             self.model, self.soft_prefix, rows(), self.params, machine
@@ -69,6 +77,7 @@ class Setup:
             self.state,
             usual_rates=self.method.usual_rates,
             look_first=look_first,
+            group=self.group,
         )
 
     def points(self, **how: Any) -> list[Measured]:

@@ -8,7 +8,7 @@ import torch
 
 from app.errors import Invalid
 from tests import tiny
-from tests.engine import MACHINE, Setup, rows
+from tests.engine import MACHINE, Setup, Tight, rows
 from worker import evaluate, generate
 
 SHARP: dict[str, Any] = {"initializer_range": 0.15}
@@ -75,7 +75,7 @@ def test_losses_are_those_of_each_example_alone(
 
 def test_losses_come_row_by_row(folders: dict[str, Path]) -> None:
     setup = moved(folders["llama"], "full")
-    some = list(evaluate.losses(setup.model, None, rows(20), MACHINE, plain=False, budget=40))
+    some = list(evaluate.losses(setup.model, None, rows(20), Tight(*MACHINE), plain=False))
     assert len(some) > 3
     assert sum(map(len, some)) == 20
     together = [loss for part in some for loss in part]

@@ -10,7 +10,7 @@ from app import methods
 from app.errors import StudioError
 from app.points import Measured
 from tests import engine, tiny
-from tests.engine import MACHINE, NARROW, Setup, same
+from tests.engine import MACHINE, NARROW, Setup, Tight, same
 from worker import backbones, checkpoints, train
 from worker.packing import Row
 
@@ -89,12 +89,6 @@ def test_small_rows_train_like_one_large_row(folder: Path) -> None:
     assert max(tick.total for tick in ticks if tick.doing == "training") > 1
     large.points()
     assert small.state.best_loss == pytest.approx(large.state.best_loss, rel=1e-4)
-
-
-class Tight(backbones.Hardware):
-    """A machine with room for short rows only."""
-
-    token_budget = 30  # type: ignore[assignment]
 
 
 def test_the_learning_rate_rises_then_falls_to_zero() -> None:

@@ -31,10 +31,10 @@ def test_a_worker_that_beats_is_alive_until_it_leaves(any_db: Session) -> None:
 def test_what_a_worker_has_is_kept_over_its_beats(any_db: Session) -> None:
     mine = _worker("w1")
     workers.beat(any_db, mine)
-    workers.describe(any_db, "w1", "CPU", 16000.0)
+    workers.describe(any_db, "w1", "CPU", 16000.0, 2)
     workers.beat(any_db, mine)
     (found,) = any_db.scalars(select(Worker).execution_options(populate_existing=True))
-    assert (found.device, found.memory_mb) == ("CPU", 16000.0)
+    assert (found.device, found.memory_mb, found.num_devices) == ("CPU", 16000.0, 2)
 
 
 def test_a_worker_not_heard_of_is_not_alive_and_later_forgotten(

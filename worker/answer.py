@@ -174,7 +174,7 @@ def main() -> None:
     worker = sys.argv[1]
     machine = backbones.hardware()
     with database.session() as db:
-        workers.describe(db, worker, machine.name, machine.memory_mb)
+        workers.describe(db, worker, machine.name, machine.memory_mb, backbones.num_devices())
     models = Models(machine)
     for _line in sys.stdin:
         while True:

@@ -18,6 +18,7 @@ from app.methods import Method
 from app.settings import settings
 from app.storage import Path
 from worker import checkpoints
+from worker.distributed import ALONE, Group, whole_values
 
 
 class Hardware(NamedTuple):
@@ -48,10 +49,23 @@ class Hardware(NamedTuple):
         return max(1024, min(16384, int(self.memory_mb / 8)))
 
 
-def hardware() -> Hardware:
-    """What there is: the first CUDA device, else the processor with the threads of the settings."""
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
+def num_devices() -> int:
+    """How many accelerators this machine has; without one, the processor counts as one."""
+    return torch.cuda.device_count() or 1
+
+
+def most_devices() -> int:
+    """How many processes may share a run; those on a processor divide its cores, for tests."""
+    return torch.cuda.device_count() or os.cpu_count() or 1
+
+
+def hardware(sharing: int = 1) -> Hardware:
+    """What there is: the first CUDA device, else the processor with the threads of the settings.
+
+    As many processes are `sharing` the processor, but each of them sees a CUDA device of its own.
+    """
+    if settings.threads or sharing > 1:
+        torch.set_num_threads(max(1, (settings.threads or torch.get_num_threads()) // sharing))
     threads = torch.get_num_threads()
     if torch.cuda.is_available():
         about = torch.cuda.get_device_properties(0)
@@ -93,7 +107,12 @@ def load_base(method: Method, params: Any, folder: Path, machine: Hardware) -> A
 
 
 def load_trainable(
-    method: Method, params: Any, folder: Path, seed: int, machine: Hardware
+    method: Method,
+    params: Any,
+    folder: Path,
+    seed: int,
+    machine: Hardware,
+    group: Group = ALONE,
 ) -> tuple[Any, Tensor | None]:
     """The model ready to be trained, and its prompt vector where the method has one.
 
@@ -101,7 +120,8 @@ def load_trainable(
     updates. Frozen ones are in the machine's dtype, or quantized.
     """
     dtype = machine.dtype if method.frozen_base else "float32"
-    model = method.load(str(folder), params, device=machine.device, dtype=dtype)
+    device = "cpu" if group.spreads else machine.device  # a GPU may have room for a part only
+    model = method.load(str(folder), params, device=device, dtype=dtype)
     model = method.adapt(model, params, seed)
     for module in model.modules():
         if machine.precision is not torch.float32 and hasattr(module, "cast_input_dtype_enabled"):
@@ -112,6 +132,7 @@ def load_trainable(
                 module.lora_dropout[name] = _Dropout(dropout.p)
     if params.gradient_checkpointing:
         inner(model).activation_checkpointing_enable({"use_reentrant": False})
+    group.spread(model, machine)
     return model, method.soft_prefix(model)
 
 
@@ -201,14 +222,7 @@ def _save_adapter(model: peft.PeftModel, folder: Path, base_name: str) -> None:
 
 
 def _save_whole(model: Any, folder: Path, machine: Hardware) -> None:
-    made: dict[int, Tensor] = {}  # by where the weights lie, so that tied ones stay one
-    state = {}
-    for name, part in model.state_dict().items():
-        if part.data_ptr() not in made:
-            narrow = part.is_floating_point()
-            made[part.data_ptr()] = part.to(machine.precision) if narrow else part
-        state[name] = made[part.data_ptr()]
-    model.save_pretrained(folder, state_dict=state)
+    model.save_pretrained(folder, state_dict=whole_values(model, machine.precision))
     config = folder / "config.json"
     config.write_text(
         json.dumps(json.loads(config.read_text()) | {"dtype": machine.dtype}, indent=2)

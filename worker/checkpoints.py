@@ -17,6 +17,7 @@ from app import storage
 from app.crashpoints import crashpoint
 from app.registry import MANIFEST, Made
 from app.storage import Path
+from worker import distributed
 
 VALUES, NUMBERS = "values.safetensors", "state.json"
 
@@ -45,7 +46,14 @@ class State:
         return {name: getattr(self, name) for name in self.NUMBERS}
 
     def tensors(self) -> dict[str, Tensor]:
-        """Trained values and the optimizer's moments, under names of their own; not copied."""
+        """Trained values and the optimizer's moments, under names of their own; not copied.
+
+        Where they are spread over several processes each must ask, and the first gets them.
+        """
+        return distributed.gathered(self.parts())
+
+    def parts(self) -> dict[str, Tensor]:
+        """The same, each as it is in this process."""
         found: dict[str, Tensor] = {}
         for name, value in self.trained.items():
             found[f"value.{name}"] = value.detach()
@@ -62,10 +70,10 @@ class State:
             if tensors[f"value.{name}"].shape != value.shape:
                 raise ValueError(f"{name} has another shape")
         for name, value in self.trained.items():
-            value.data.copy_(tensors[f"value.{name}"])
+            value.data.copy_(distributed.part(tensors[f"value.{name}"], value))
             for kind in ("step", "exp_avg", "exp_avg_sq"):
                 if (moment := tensors.get(f"{kind}.{name}")) is not None:
-                    self.optimizer.state[value][kind] = moment.to(value.device)
+                    self.optimizer.state[value][kind] = distributed.part(moment, value)
         for name in self.NUMBERS:
             setattr(self, name, numbers[name])
 
@@ -88,7 +96,7 @@ class Loaded(NamedTuple):
 
 def num_bytes(state: State) -> int:
     """What saving the state takes on the disk."""
-    return sum(part.nbytes for part in state.tensors().values()) + 2**16
+    return sum(part.nbytes for part in state.parts().values()) + 2**16
 
 
 def write(new: Path, state: State) -> Made:

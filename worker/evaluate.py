@@ -15,6 +15,7 @@ from transformers.cache_utils import DynamicLayer
 
 from worker import attention, packing
 from worker.backbones import Hardware, accepts, compute, embed, inner
+from worker.distributed import ALONE, Group
 from worker.generate import read, room
 from worker.packing import Example, Packed
 
@@ -77,19 +78,17 @@ def losses(
     machine: Hardware,
     *,
     plain: bool,
-    budget: int | None = None,
+    group: Group = ALONE,
 ) -> Iterator[list[Loss]]:
-    """The loss of every example, a packed row at a time, so that one may stop in between."""
+    """The loss of every example of this process's share, a packed row at a time."""
     virtual = _virtual(soft_prefix)
-    for packed in packing.pack(examples, budget or machine.token_budget, virtual, plain=plain):
+    for packed, weight in group.rows(examples, machine.token_budget, virtual, plain=plain):
         row = packed.to(machine.device)
         with evaluating(model), attention.packed(inner(model), row.layout):
             each = token_losses(model, soft_prefix, row, machine).cpu()
-        found = []
-        for index in sorted(set(packed.examples.tolist())):
-            own = each[packed.examples == index]
-            found.append(Loss(index, float(own.sum(dtype=torch.float64)), len(own)))
-        yield found
+        counted = sorted(set(packed.examples.tolist())) if weight else ()
+        own = [(index, each[packed.examples == index]) for index in counted]
+        yield [Loss(index, float(of.sum(dtype=torch.float64)), len(of)) for index, of in own]
 
 
 class Answer(NamedTuple):

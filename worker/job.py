@@ -8,6 +8,7 @@ from app import database, runs
 from app.methods import Method, Params
 from app.tables import Run
 from worker.backbones import Hardware
+from worker.distributed import ALONE, Group
 from worker.material import Material
 from worker.watch import Watch
 
@@ -21,25 +22,35 @@ class Job(NamedTuple):
     material: Material
     machine: Hardware
     watch: Watch
+    group: Group = ALONE  # of processes that share the run the first alone tells and stores
 
     def tell(self, message: str, level: str = "info") -> None:
         """Write a line into the run's history."""
         run = self.run
-        database.lasting(lambda db: runs.tell(db, run.id, run.attempt, message, level))
+        if self.group.leads:
+            database.lasting(lambda db: runs.tell(db, run.id, run.attempt, message, level))
 
     def store(self, **values: Any) -> None:
         """Store what is known of the run now."""
         run = self.run
-        database.lasting(lambda db: runs.progress(db, run.id, run.attempt, **values))
+        if self.group.leads:
+            database.lasting(lambda db: runs.progress(db, run.id, run.attempt, **values))
 
 
-def like_before(machine: Hardware, figures: dict[str, Any]) -> tuple[Hardware, str]:
+def like_before(
+    machine: Hardware, figures: dict[str, Any], devices: int = 1
+) -> tuple[Hardware, str]:
     """This machine set to compute as a run was begun, by its figures; and what is different, if any.
 
     The number of threads, the length of rows and the precision are part of the result.
     """
     if "threads" not in figures:
         return machine, ""
+    if (before := figures.get("devices", 1)) != devices:
+        return machine, (
+            f"The run was begun by {before} processes and goes on with {devices}: from here on "
+            "figures may differ in their last digits."
+        )
     torch.set_num_threads(figures["threads"])
     kind = figures.get("device_kind", machine.device)
     dtype = figures["precision"] if kind == machine.device else machine.dtype

@@ -1,4 +1,7 @@
-"""Consumes a training: records its points, keeps the best state, saves, and stops when told to."""
+"""Consumes a training: records its points, keeps the best state, saves, and stops when told to.
+
+Of processes that share a run each has a recorder, in step with the others; the first one writes.
+"""
 
 import time
 from collections.abc import Callable
@@ -8,8 +11,9 @@ from app import database, points, registry, room, runs, storage
 from app.crashpoints import crashpoint
 from app.points import Measured
 from app.settings import settings
-from worker import backbones, checkpoints
+from worker import backbones, checkpoints, distributed
 from worker.job import Job
+from worker.train import Tick
 from worker.watch import Stopped
 
 RECORD_SECONDS = 0.2  # on a fast machine points are stored together, this often
@@ -21,6 +25,10 @@ def save(job: Job, model: Any, state: checkpoints.State, folder: storage.Path) -
 
     Under a name of this attempt first: a process that has lost its claim puts nothing in place.
     """
+    if not job.group.leads:
+        if job.group.spreads:  # the first process asks for the whole
+            distributed.whole_values(model, job.machine.precision)
+        return
     base = job.run.experiment.base_model
     new = folder.with_name(f".{folder.name}-{job.run.attempt}")
     room.check(sum(value.nbytes for value in state.trained.values()) + 2**24)
@@ -54,7 +62,8 @@ def _while_held(job: Job, act: Callable[[], None]) -> None:
 def resume(job: Job, state: checkpoints.State) -> None:
     """Bring the state to the newest checkpoint that is whole, and take back what came after it."""
     run = job.run
-    checkpoints.mend(storage.tuned_model_folder(run.id))
+    if job.group.leads:
+        checkpoints.mend(storage.tuned_model_folder(run.id))
     rows = database.lasting(lambda db: registry.of(db, run.id))
     found = [
         checkpoints.Found(
@@ -66,6 +75,9 @@ def resume(job: Job, state: checkpoints.State) -> None:
         for one in rows
     ]
     loaded = checkpoints.load(found, state)
+    job.group.align(state.step, state.trained.values())
+    if not job.group.leads:
+        return
     for sentence in loaded.damaged:
         job.tell(f"{sentence} It was passed over.", "warning")
     older = found[found.index(loaded.taken) :] if loaded.taken else []
@@ -100,15 +112,26 @@ class Recorder:
             for item in going:
                 if isinstance(item, Measured):
                     self._take(item)
-                elif item.doing == "training":  # so the step before has been looked at
-                    self._save_if_due()
-                self.job.watch.check()
+                self._heed(item)
         except Stopped as stop:
             going.close()
             if stop.why != "cancelling":
                 self.checkpoint()
             raise
         self.checkpoint()
+
+    def _heed(self, item: Measured | Tick) -> None:
+        """Save if it is time, and hear whether to stop: processes that share a run after each point."""
+        if self.job.group.size > 1:
+            if isinstance(item, Measured):
+                self._save_if_due()
+                self.job.watch.check_together()
+            return
+        if (
+            isinstance(item, Tick) and item.doing == "training"
+        ):  # the step before has been looked at
+            self._save_if_due()
+        self.job.watch.check()
 
     def _take(self, point: Measured) -> None:
         self.waiting.append(point)
@@ -118,6 +141,8 @@ class Recorder:
             self._record()
 
     def _record(self) -> None:
+        if not self.job.group.leads:
+            self.waiting = []
         if not self.waiting:
             return
         run, best = self.job.run, self.state
@@ -128,13 +153,18 @@ class Recorder:
 
     def _save_if_due(self) -> None:
         rest = self.saving * (1 / settings.checkpoint_share - 1)
-        if time.monotonic() - self.saved > max(settings.checkpoint_seconds, rest):
+        due = time.monotonic() - self.saved > max(settings.checkpoint_seconds, rest)
+        if self.job.group.told(due):
             self.checkpoint()
 
     def checkpoint(self) -> None:
         """Save what is needed to go on exactly, unless that is saved already."""
         self._record()
         if self.state.numbers() == self.kept:
+            return
+        if not self.job.group.leads:
+            self.state.tensors()  # the first process asks for the whole
+            self.kept = self.state.numbers()
             return
         started = time.monotonic()
         run = self.job.run

@@ -13,7 +13,8 @@ import torch
 from app import database, methods, processes, room, runs, storage, workers
 from app.errors import LostClaim, StudioError
 from app.tables import Run
-from worker import backbones, scoring, train
+from worker import backbones, distributed, launch, scoring, train
+from worker.distributed import ALONE, Group
 from worker.job import Job, like_before
 from worker.keeper import SAVED
 from worker.material import gather
@@ -25,16 +26,22 @@ LITTLE = 2**20  # bytes that may have been asked for when a write of unknown siz
 log = logging.getLogger(__name__)
 
 
-def tune(run: Run, watch: Watch) -> None:
-    """Load, adapt, train, score, save. Raises Stopped, LostClaim or StudioError."""
+def tune(run: Run, watch: Watch, group: Group = ALONE) -> None:
+    """Load, adapt, train, score, save. Raises Stopped, LostClaim or StudioError.
+
+    Of processes that share the run all train, and then the first one scores.
+    """
     method = methods.get(run.method)
     params = method.schema.model_validate(run.params)
-    machine, change = like_before(backbones.hardware(), run.figures)
-    job = Job(run, method, params, gather(run), machine, watch)
+    machine, change = like_before(backbones.hardware(group.size), run.figures, group.size)
+    job = Job(run, method, params, gather(run), machine, watch, group)
     if change:
         job.tell(change, "warning")
     _describe(job)
     _train(job)
+    group.leave()
+    if not group.leads:
+        return
     gc.collect()
     if job.machine.device == "cuda":
         torch.cuda.empty_cache()
@@ -51,6 +58,7 @@ def _describe(job: Job) -> None:
         **job.run.figures,
         "precision": machine.dtype,
         "device": machine.name,
+        "devices": job.group.size,
         "device_kind": machine.device,
         "threads": machine.threads,
         "token_budget": machine.token_budget,
@@ -73,7 +81,9 @@ def _train(job: Job) -> None:
     """Train to the end, from the newest checkpoint if there is one."""
     folder = storage.base_model_folder(job.run.experiment.base_model_id)
     seed = job.run.experiment.seed
-    model, soft_prefix = backbones.load_trainable(job.method, job.params, folder, seed, job.machine)
+    model, soft_prefix = backbones.load_trainable(
+        job.method, job.params, folder, seed, job.machine, job.group
+    )
     state = train.begin(model, soft_prefix, job.material.train, job.params, job.machine)
     if state.obstacle and job.run.attempt == 1:
         job.tell(state.obstacle, "warning")
@@ -84,7 +94,7 @@ def _train(job: Job) -> None:
         or sum(value.numel() for value in model.parameters()),
     }
     job.store(phase="training", figures=job.run.figures)
-    if state.step == 0:
+    if state.step == 0 and job.group.size == 1:  # the others would wait
         scoring.look_at_base(job, model)
     going = train.train(
         model,
@@ -96,6 +106,7 @@ def _train(job: Job) -> None:
         job.machine,
         state,
         usual_rates=job.method.usual_rates,
+        group=job.group,
     )
     Recorder(job, model, state).follow(going)
     save(job, model, state, storage.last_model_folder(job.run.id))
@@ -130,31 +141,38 @@ def _failure(error: BaseException) -> str:
     return f"The run stopped on an unexpected error: {type(error).__name__}: {error}"
 
 
-def work(run_id: str, attempt: int) -> int:
-    """Do the run, and see that it ends in a state that says what happened; the exit code."""
-    watch = Watch(run_id, attempt)
+def work(run_id: str, attempt: int, group: Group = ALONE) -> int:
+    """Do the run, and see that it ends in a state that says what happened; the exit code.
+
+    One other than 0 ends the processes that share the run; which of them ended first, torchrun knows.
+    """
+    watch = Watch(run_id, attempt, group)
     try:
-        return _ended(run_id, attempt, watch)
+        return _ended(run_id, attempt, watch, group)
     except LostClaim as lost:
         log.warning("%s", lost.message)
-    return 0
+    return launch.LOST
 
 
-def _ended(run_id: str, attempt: int, watch: Watch) -> int:
+def _ended(run_id: str, attempt: int, watch: Watch, group: Group = ALONE) -> int:
     run = database.lasting(lambda db: runs.get(db, run_id))
     try:
-        tune(run, watch)
+        tune(run, watch, group)
     except Stopped as stop:
         reason = (
             "The worker was stopped; what was trained is saved, and the run goes on from there."
         )
-        database.lasting(lambda db: runs.settle(db, run_id, attempt, reason))
+        if group.leads:
+            database.lasting(lambda db: runs.settle(db, run_id, attempt, reason))
         return SAVED if stop.why == "ending" else 0
     except LostClaim:
         raise
     except Exception as error:
         log.exception("Run %s failed.", run_id)
+        if group.size > 1 and distributed.is_loss_of_others(error):
+            return launch.LOST
         _let_go(run_id, attempt, error)
+        return 1
     return 0
 
 
@@ -166,20 +184,40 @@ def _let_go(run_id: str, attempt: int, error: Exception) -> None:
         database.lasting(lambda db: runs.fail(db, run_id, attempt, _failure(error)))
 
 
+def _work_on_devices(run_id: str, attempt: int) -> int:
+    """Do the run on as many devices as its parameter says, or say that there are not so many."""
+    params = database.lasting(lambda db: runs.get(db, run_id)).params
+    wanted, most = params.get("devices", 1), backbones.most_devices()
+    if wanted == 1:
+        return work(run_id, attempt)
+    if wanted <= most:
+        return launch.launch(run_id, attempt, wanted)
+    reason = (
+        f"This run asks for {wanted} devices, and the machine that took it up has {most}. "
+        f"Create it again with at most {most} under Devices: the effective batch stays the same."
+    )
+    database.lasting(lambda db: runs.fail(db, run_id, attempt, reason))
+    return 0
+
+
 def main() -> None:
     """Wait, with everything imported, for the line that says which run to do; then do it."""
     processes.die_with_parent(signal.SIGKILL)
     os.nice(5)  # the web and whatever else runs here answer first
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     machine = backbones.hardware()
-    database.lasting(lambda db: workers.describe(db, sys.argv[1], machine.name, machine.memory_mb))
+    database.lasting(
+        lambda db: workers.describe(
+            db, sys.argv[1], machine.name, machine.memory_mb, backbones.num_devices()
+        )
+    )
     line = sys.stdin.readline()
     if not line:
         return
     wanted = json.loads(line)
     with storage.log_file(f"run-{wanted['run']}").open("a") as file:
         processes.log_to(file)
-    sys.exit(work(wanted["run"], wanted["attempt"]))
+    sys.exit(_work_on_devices(wanted["run"], wanted["attempt"]))
 
 
 if __name__ == "__main__":

@@ -14,9 +14,10 @@ from torch import Tensor
 from app.errors import StudioError
 from app.methods import Params
 from app.points import Measured
-from worker import attention, evaluate, obstacles, packing
+from worker import attention, distributed, evaluate, obstacles, packing
 from worker.backbones import Hardware, inner, peak_memory_mb
 from worker.checkpoints import State
+from worker.distributed import ALONE, Group
 from worker.packing import Example
 
 PATIENCE = 3  # steps in a row that may come out as no number before training gives up
@@ -89,6 +90,7 @@ def train(
     *,
     usual_rates: tuple[float, float],
     look_first: bool = False,
+    group: Group = ALONE,
 ) -> Iterator[Measured | Tick]:
     """Train from `state` to the end, yielding a point for every step and for every look at the
     validation loss, and a tick after every row: whoever stops asking has stopped the training.
@@ -96,18 +98,16 @@ def train(
     `state` is current at every yield; after a validation point, `state.best_step` equals its step
     if it is the best so far. `look_first` looks before the first step too, which is never the best:
     what is kept has been trained. Raises StudioError when the loss stays no number.
+
+    Where a `group` of processes shares the run, each calls this; the points are the same in all.
     """
-    per_epoch = steps_per_epoch(len(examples), params)
-    total = per_epoch * params.num_epochs
-    look_after = looks(total, params) | ({0} if look_first else set())
-    run = _Run(
-        model, soft_prefix, examples, validation, params, seed, machine, state, per_epoch, total
-    )
+    run = _Run(model, soft_prefix, examples, validation, params, seed, machine, state, group)
+    look_after = looks(run.total, params) | ({0} if look_first else set())
     model.train()
     while True:
         if state.step in look_after and state.looked < state.step:
             yield from _look(run)
-        if state.step >= total:
+        if state.step >= run.total:
             return
         yield from _step(run)
         if state.skipped >= PATIENCE:
@@ -125,8 +125,15 @@ class _Run(NamedTuple):
     seed: int
     machine: Hardware
     state: State
-    per_epoch: int
-    total: int
+    group: Group
+
+    @property
+    def per_epoch(self) -> int:
+        return steps_per_epoch(len(self.examples), self.params)
+
+    @property
+    def total(self) -> int:
+        return self.per_epoch * self.params.num_epochs
 
 
 def _step(run: _Run) -> Iterator[Measured | Tick]:
@@ -139,18 +146,21 @@ def _step(run: _Run) -> Iterator[Measured | Tick]:
     targets = sum(len(example.answer_ids) for example in chosen)
     tokens = targets + sum(len(example.prompt_ids) for example in chosen)
     virtual = 0 if run.soft_prefix is None else len(run.soft_prefix)
-    rows = packing.pack(chosen, run.machine.token_budget, virtual, plain=bool(state.obstacle))
+    rows = run.group.rows(chosen, run.machine.token_budget, virtual, plain=bool(state.obstacle))
     state.optimizer.zero_grad()
     # A seed of its own for each row, so that dropout is the same after a resume.
-    dropouts = numpy.random.Philox(key=[run.seed % 2**64, 2**63 + state.step]).random_raw(len(rows))
+    stream = numpy.random.Philox(key=[run.seed % 2**64, 2**63 + state.step])
+    dropouts = stream.random_raw(len(rows) * run.group.size)[run.group.rank :: run.group.size]
     loss, seconds = 0.0, 0.0
-    for done, row in enumerate(rows):
+    for done, (row, weight) in enumerate(rows):
         started = time.perf_counter()
         torch.manual_seed(int(dropouts[done] >> 1))
-        loss += _learn(run, row.to(run.machine.device), targets)
+        loss += _learn(run, row.to(run.machine.device), weight, targets)
         seconds += time.perf_counter() - started
         yield Tick("training", state.step + 1, done + 1, len(rows))
     started = time.perf_counter()
+    run.group.sum_gradients(state.trained)
+    (loss,) = run.group.sums(loss)
     learning_rate = rate(state.step + 1, run.total, params)
     norm = _update(state, learning_rate, params.max_grad_norm, loss)
     seconds += time.perf_counter() - started
@@ -172,17 +182,19 @@ def _step(run: _Run) -> Iterator[Measured | Tick]:
     )
 
 
-def _learn(run: _Run, row: packing.Packed, targets: int) -> float:
+def _learn(run: _Run, row: packing.Packed, weight: float, targets: int) -> float:
     """Add the gradients of a row; its part of the step's loss."""
     with attention.packed(inner(run.model), row.layout):
-        loss = evaluate.token_losses(run.model, run.soft_prefix, row, run.machine).sum() / targets
+        losses = evaluate.token_losses(run.model, run.soft_prefix, row, run.machine)
+        loss = losses.sum() * weight / targets
         loss.backward()  # type: ignore[no-untyped-call]
     return float(loss.detach())
 
 
 def _update(state: State, learning_rate: float, longest: float, loss: float) -> float | None:
     """Apply the gradients; their norm before clipping, or None if they are no numbers: nothing moved."""
-    norm = float(torch.nn.utils.clip_grad_norm_(state.trained.values(), longest))
+    length = torch.nn.utils.clip_grad_norm_(state.trained.values(), longest)
+    norm = float(distributed.whole(length))
     fit = math.isfinite(loss) and math.isfinite(norm)
     if fit:
         for group in state.optimizer.param_groups:
@@ -198,11 +210,14 @@ def _look(run: _Run) -> Iterator[Measured | Tick]:
     found: list[evaluate.Loss] = []
     plain = bool(state.obstacle)
     for some in evaluate.losses(
-        run.model, run.soft_prefix, run.validation, run.machine, plain=plain
+        run.model, run.soft_prefix, run.validation, run.machine, plain=plain, group=run.group
     ):
         found += some
         yield Tick("validating", state.step, len(found), len(run.validation))
-    loss = evaluate.mean(found)
+    total, tokens = run.group.sums(
+        sum(one.total for one in found), sum(one.tokens for one in found)
+    )
+    loss = total / max(1, tokens)
     state.looked = state.step
     known = math.isfinite(loss)
     if known and state.step and (state.best_loss is None or loss < state.best_loss):

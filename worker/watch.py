@@ -5,6 +5,8 @@ import time
 from types import FrameType
 
 from app import database, runs
+from app.errors import LostClaim
+from worker.distributed import ALONE, Group
 
 LOOK_SECONDS = 0.1  # at most this often the database is asked
 
@@ -18,11 +20,14 @@ class Stopped(Exception):
 
 
 class Watch:
-    """Asks, cheaply and often, whether to go on."""
+    """Asks, cheaply and often, whether to go on; of processes that share a run the first one asks."""
 
-    def __init__(self, run_id: str, attempt: int) -> None:
+    HEARD = ("", "ending", "cancelling", "pausing", "lost")
+
+    def __init__(self, run_id: str, attempt: int, group: Group = ALONE) -> None:
         self.run_id = run_id
         self.attempt = attempt
+        self.group = group
         self._looked = 0.0
         self._ending = False
         signal.signal(signal.SIGTERM, self._end)
@@ -42,3 +47,21 @@ class Watch:
         )
         if state != "running":
             raise Stopped(state)
+
+    def check_together(self) -> None:
+        """What `check` raises in the first process, in all; each must call it at the same point."""
+        heard = self._hear() if self.group.leads else ""
+        heard = self.HEARD[self.group.told(self.HEARD.index(heard))]
+        if heard == "lost":
+            raise LostClaim("Another attempt holds this run.")
+        if heard:
+            raise Stopped(heard)
+
+    def _hear(self) -> str:
+        try:
+            self.check()
+        except Stopped as stop:
+            return stop.why
+        except LostClaim:
+            return "lost"
+        return ""

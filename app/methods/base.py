@@ -76,6 +76,14 @@ class Params(pydantic.BaseModel):
         description="Takes less memory and about a third more time.",
         json_schema_extra={"advanced": True},
     )
+    devices: int = Field(
+        1,
+        ge=1,
+        le=8,
+        title="Devices",
+        description="GPUs of one machine that share the run; they divide each update's examples among them.",
+        json_schema_extra={"advanced": True},
+    )
 
 
 class Method:
