@@ -30,5 +30,9 @@ class Unavailable(StudioError):
     """A part of the studio cannot be reached at present (503)."""
 
 
+class Damaged(StudioError):
+    """A file is not what was written (500)."""
+
+
 class LostClaim(StudioError):
     """Another attempt owns this run now; whoever gets this must stop and change nothing."""

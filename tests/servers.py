@@ -3,6 +3,7 @@
 import ctypes
 import getpass
 import glob
+import logging
 import os
 import secrets
 import shutil
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
+import httpx
 import pytest
 import redis
 from sqlalchemy import create_engine, text
@@ -53,8 +55,9 @@ def at_once(script: str, count: int) -> list[str]:
     environment = {
         "STUDIO_HOME": settings.home,
         "STUDIO_DATABASE_URL": settings.database_url,
+        "STUDIO_FILES_URL": settings.files_url,
         "PATH": "",
-    }
+    } | {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
     begun = [
         subprocess.Popen(
             [sys.executable, "-c", "import sys\n" + script.replace("GO", waiting)],
@@ -246,6 +249,42 @@ def redis_server(
     queue.celery().close()
     running.terminate()
     running.wait()
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """A stand-in for S3, with a bucket named "studio"; its address."""
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    httpx.put(f"http://{host}:{port}/studio")
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+def use_s3(address: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A new folder there; its URL. Processes started from now on find it too."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    return f"s3://studio/{secrets.token_hex(4)}"
+
+
+@pytest.fixture(params=["file", "s3"])
+def shared_store(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> str:
+    """The studio has a store for several machines: once a folder, once S3; its URL."""
+    url = f"file://{tmp_path}/share"
+    if request.param == "s3":
+        url = use_s3(request.getfixturevalue("s3_server"), monkeypatch)
+    monkeypatch.setattr(settings, "files_url", url)
+    monkeypatch.setenv("STUDIO_FILES_URL", url)
+    return url
 
 
 def free_port() -> int:

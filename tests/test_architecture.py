@@ -153,7 +153,8 @@ def test_these_processes_never_hold_torch(module: str) -> None:
 FLOORS: list[set[str]] = [
     {"errors", "settings"},
     {"storage", "processes"},
-    {"database"},
+    {"file_store"},
+    {"database", "files"},
     {
         "tables",
         "queue",
