@@ -6,7 +6,8 @@ import time
 from sqlalchemy import or_, select, text, update
 from sqlalchemy.orm import Session
 
-from app import queue, runs
+from app import queue, room, runs
+from app.crashpoints import crashpoint
 from app.errors import LostClaim
 from app.settings import settings
 from app.tables import Run
@@ -56,7 +57,9 @@ def claim_next(db: Session, worker: str) -> Run | None:
             run.started_at = run.started_at or time.time()
             message = "Taken up." if run.attempt == 1 else f"Taken up again at step {run.step}."
             runs.note(db, run_id, run.attempt, message)
+            crashpoint("claim.noted")
             db.commit()
+            crashpoint("claim.committed")
             queue.announce(run.experiment_id)
             return run
     db.commit()
@@ -92,12 +95,14 @@ def put_back(db: Session, run_id: str, attempt: int, reason: str) -> None:
         )
         return
     runs.update_held(db, run_id, attempt, stuck=stuck)
+    crashpoint("put_back.counted")
     runs.settle(db, run_id, attempt, f"{reason} Back in the queue; it goes on from what was saved.")
     queue.ring("tuner")
 
 
 def sweep(db: Session) -> int:
-    """Put back the runs whose lease has ended; how many."""
+    """Put back the runs whose lease has ended; how many. And those that there is room for again."""
+    room.wake(db)
     moment, clock = now(db)
     expired = db.execute(
         select(Run.id, Run.attempt, Run.worker).where(

@@ -9,6 +9,7 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from app import base_models, prompts, queue, tuned_models
+from app.crashpoints import crashpoint
 from app.errors import Invalid, NotFound
 from app.tables import Completion, new_id
 
@@ -59,7 +60,9 @@ def ask(
                 settings=settings,
             )
         )
+    crashpoint("ask.stored")
     db.commit()
+    crashpoint("ask.committed")
     queue.ring("generator")
     return ask_id
 
@@ -115,6 +118,7 @@ def claim_ask(db: Session, worker: str) -> list[Completion]:
     db.commit()
     if not taken or ask_id is None:
         return []
+    crashpoint("ask.claimed")
     queue.announce(ask_id)
     mine = [one for one in of(db, ask_id) if one.worker == worker and one.state == "running"]
     db.commit()
@@ -130,6 +134,7 @@ def write(db: Session, completion: Completion, **values: Any) -> bool:
         .execution_options(synchronize_session=False)
     )
     state = db.scalar(select(Completion.state).where(Completion.id == completion.id))
+    crashpoint("answer.written")
     db.commit()
     queue.announce(completion.ask)
     return state == "running"
@@ -143,7 +148,9 @@ def end(db: Session, completion: Completion, error: str | None = None) -> None:
     else:
         _move(db, this, "running", "done")
     _move(db, this, "stopping", "stopped")
+    crashpoint("answer.ending")
     db.commit()
+    crashpoint("answer.ended")
     queue.announce(completion.ask)
 
 

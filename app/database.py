@@ -2,16 +2,20 @@
 
 import re
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import JSON, Engine, MetaData, Text, TypeDecorator, create_engine, event, text
+from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.orm import DeclarativeBase, Session, declared_attr
 
 from app import storage
 from app.settings import settings
+
+T = TypeVar("T")
+PATIENCE_SECONDS = 600.0  # how long work that is under way waits for a database to come back
 
 try:
     from pysqlite3 import dbapi2 as sqlite
@@ -127,6 +131,27 @@ def reading() -> Iterator[Session]:
     """A session that only reads, and so never waits for a writer."""
     with Session(engine().execution_options(reading=True), expire_on_commit=False) as db:
         yield db
+
+
+def lasting(
+    act: Callable[[Session], T],
+    *,
+    opened: Callable[[], AbstractContextManager[Session]] = session,
+) -> T:
+    """Do it in a session of its own; again and again while the database is away, locked or full.
+
+    What was committed may be done once more if the connection broke before the answer came: give
+    it only what can be done twice.
+    """
+    end = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            with opened() as db:
+                return act(db)
+        except (OperationalError, InterfaceError):
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.5)
 
 
 def is_up() -> bool:

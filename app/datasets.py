@@ -12,6 +12,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app import examples, prompts, storage
+from app.crashpoints import crashpoint
 from app.errors import Conflict, Invalid, NotFound
 from app.examples import Example
 from app.settings import settings
@@ -80,8 +81,10 @@ def add(db: Session, name: str, filename: str, upload: Path) -> Dataset:
         )
         db.add(dataset)
         db.flush()
-        stored.replace(storage.dataset_file(dataset.id))
+        storage.put(stored, storage.dataset_file(dataset.id))
+        crashpoint("dataset.placed")
         db.commit()
+        crashpoint("dataset.committed")
         return dataset
     finally:
         storage.remove(stored)

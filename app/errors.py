@@ -34,5 +34,13 @@ class Damaged(StudioError):
     """A file is not what was written (500)."""
 
 
+class NoRoom(StudioError):
+    """The disk is too full for what is to be written, which takes `needed` bytes."""
+
+    def __init__(self, message: str, needed: int) -> None:
+        super().__init__(message)
+        self.needed = needed
+
+
 class LostClaim(StudioError):
     """Another attempt owns this run now; whoever gets this must stop and change nothing."""

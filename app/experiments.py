@@ -9,6 +9,7 @@ from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from app import base_models, datasets, methods, prompts, queue, runs, storage
+from app.crashpoints import crashpoint
 from app.errors import Conflict, Invalid, NotFound
 from app.tables import Answer, BaseModel, Completion, Event, Experiment, Point, Run, new_id
 
@@ -71,7 +72,9 @@ def create(
     for key, params in chosen.items():
         db.add(Run(experiment_id=experiment.id, method=key, params=params))
         db.flush()  # one by one: the queue keeps the order of the methods
+    crashpoint("experiment.stored")
     db.commit()
+    crashpoint("experiment.committed")
     queue.ring("tuner")
     return get(db, experiment.id)
 

@@ -5,14 +5,12 @@ happens here, and the home folder is all there is.
 """
 
 import contextlib
-import errno
 import fcntl
 import logging
-import shutil
 from collections.abc import Iterator
 
 from app import file_store, storage
-from app.errors import Damaged, NotFound, Unavailable
+from app.errors import Damaged, NoRoom, NotFound, Unavailable
 from app.file_store import Published
 from app.settings import settings
 from app.storage import Path
@@ -75,8 +73,7 @@ def fetch(path: Path, attempt: int = 0) -> Path:
     """See to it that the newest version up to this attempt is at `path`; gives the path.
 
     The store is not asked where that can be told without it. Raises NotFound if it is neither here
-    nor there, Damaged if what is there is not what was published, Unavailable, and OSError if the
-    disk here is too full.
+    nor there, Damaged if what is there is not what was published, NoRoom, and Unavailable.
     """
     return _fetched(path, attempt, path) if settings.files_url else path
 
@@ -134,8 +131,12 @@ def _brought(found: Published, target: Path, weights: bool) -> bool:
     """Download beside the target, and give it its name if all is as it was published."""
     wanted = [name for name in found.contents if weights or not name.endswith(".safetensors")]
     needed = sum(found.contents[name]["size"] for name in wanted)
-    if needed > shutil.disk_usage(target.parent).free:
-        raise OSError(errno.ENOSPC, f"No room for {needed:,} bytes from the file store")
+    if needed > storage.free() - settings.disk_reserve_mb * 2**20:
+        raise NoRoom(
+            f"The disk of the home folder is too full to fetch {_name(target)} from the file store, "
+            f"which takes {-(-needed // 2**20):,} MB.",
+            needed,
+        )
     new = target.with_name(f".{target.name}.fetched")
     storage.remove(new)
     new.mkdir(mode=0o700)

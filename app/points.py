@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sqlalchemy import delete, insert, or_, select
 from sqlalchemy.orm import Session
 
 from app import queue, runs
+from app.crashpoints import crashpoint
 from app.tables import Point, Run
 
 
@@ -30,25 +31,23 @@ def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def record(db: Session, run_id: str, attempt: int, measured: Sequence[Measured]) -> None:
-    """Store points under the run's own numbers and move its progress with them.
+def record(
+    db: Session, run_id: str, attempt: int, measured: Sequence[Measured], **values: Any
+) -> None:
+    """Store points under the run's own numbers and move its progress, and `values`, with them.
 
+    Points that are stored already are left out: a try may have been heard, and its answer lost.
     Raises LostClaim, and stores nothing, once another attempt has begun.
     """
     # This first: it locks the run's row, so that what is read of it below stays true.
     last = measured[-1]
-    runs.update_held(
-        db,
-        run_id,
-        attempt,
-        step=last.step,
-        train_seconds=last.seconds,
-        last_number=Run.last_number + len(measured),
-    )
-    row = db.execute(
-        select(Run.last_number, Run.best_loss, Run.experiment_id).where(Run.id == run_id)
-    ).one()
-    first = row.last_number - len(measured) + 1
+    runs.update_held(db, run_id, attempt, step=last.step, train_seconds=last.seconds, **values)
+    row = db.execute(select(Run.last_number, Run.experiment_id).where(Run.id == run_id)).one()
+    measured = _new(db, run_id, measured)
+    runs.update_held(db, run_id, attempt, last_number=Run.last_number + len(measured))
+    if not measured:
+        db.commit()
+        return
     db.execute(
         insert(Point),
         [
@@ -59,24 +58,40 @@ def record(db: Session, run_id: str, attempt: int, measured: Sequence[Measured])
                 },
                 "run_id": run_id,
                 "attempt": attempt,
-                "number": first + place,
+                "number": row.last_number + place,
             }
-            for place, point in enumerate(measured)
+            for place, point in enumerate(measured, 1)
         ],
     )
+    crashpoint("points.stored")
     db.commit()
+    crashpoint("points.committed")
     queue.announce(row.experiment_id)
 
 
-def rewind(db: Session, run_id: str, attempt: int, step: int) -> None:
-    """Take back the points after `step`, which a resumed attempt will measure again."""
+def _new(db: Session, run_id: str, measured: Sequence[Measured]) -> list[Measured]:
+    query = select(Point.kind, Point.step).where(
+        Point.run_id == run_id, Point.step >= measured[0].step
+    )
+    stored = {(kind, step) for kind, step in db.execute(query)}
+    return [point for point in measured if (point.kind, point.step) not in stored]
+
+
+def rewind(db: Session, run_id: str, attempt: int, step: int, *, looked: int | None = None) -> None:
+    """Take back the points after `step`, and the validation points after the step `looked`, which
+    a resumed attempt will measure again.
+    """
     runs.update_held(db, run_id, attempt, step=step)
     run = db.execute(
         select(Run.last_number, Run.rewinds, Run.experiment_id).where(Run.id == run_id)
     ).one()
-    gone = db.execute(delete(Point).where(Point.run_id == run_id, Point.step > step))
+    again = Point.step > step
+    if looked is not None:
+        again |= (Point.kind == "validation") & (Point.step > looked)
+    gone = db.execute(delete(Point).where(Point.run_id == run_id, again))
     if gone.rowcount:  # type: ignore[attr-defined]
         runs.update_held(db, run_id, attempt, rewinds=[*run.rewinds, [run.last_number, step]])
+    crashpoint("points.rewound")
     db.commit()
     queue.announce(run.experiment_id)
 

@@ -7,6 +7,7 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from app import queue
+from app.crashpoints import crashpoint
 from app.errors import Conflict, LostClaim, NotFound
 from app.tables import Event, Run, new_id
 
@@ -78,6 +79,11 @@ def update_held(db: Session, run_id: str, attempt: int, **values: Any) -> None:
         raise LostClaim(f"Attempt {attempt} no longer holds run {run_id}.")
 
 
+def lock(db: Session, run_id: str, attempt: int) -> None:
+    """Keep everyone else from moving the run until the transaction ends. Raises LostClaim."""
+    update_held(db, run_id, attempt, step=Run.step)
+
+
 def note(db: Session, run_id: str, attempt: int, message: str, level: str = "info") -> None:
     """Add a line to the run's history; not committed here."""
     db.add(Event(run_id=run_id, attempt=attempt, level=level, message=message))
@@ -85,7 +91,7 @@ def note(db: Session, run_id: str, attempt: int, message: str, level: str = "inf
 
 def tell(db: Session, run_id: str, attempt: int, message: str, level: str = "info") -> None:
     """Add a line to the history of a run that this attempt holds."""
-    update_held(db, run_id, attempt, step=Run.step)
+    lock(db, run_id, attempt)
     note(db, run_id, attempt, message, level)
     db.commit()
 
@@ -121,6 +127,7 @@ def announce(db: Session, run_id: str) -> None:
 def _told(db: Session, run_id: str, message: str, level: str = "info") -> None:
     attempt = db.scalar(select(Run.attempt).where(Run.id == run_id)) or 0
     note(db, run_id, attempt, message, level)
+    crashpoint("run.moved")
     db.commit()
     announce(db, run_id)
 
@@ -138,7 +145,9 @@ def finish(db: Session, run_id: str, attempt: int, **values: Any) -> None:
     ):
         db.rollback()
         raise LostClaim("The run was cancelled or taken over before it could end.")
+    crashpoint("run.finishing")
     _told(db, run_id, "Finished.")
+    crashpoint("run.finished")
 
 
 def fail(db: Session, run_id: str, attempt: int, message: str) -> None:
@@ -191,7 +200,7 @@ def pause(db: Session, run_id: str) -> None:
 def resume(db: Session, run_id: str) -> None:
     """Put a paused or waiting run back into the queue."""
     get(db, run_id)
-    if not move(db, run_id, frozenset({"paused", "waiting"}), "queued", stuck=0):
+    if not move(db, run_id, frozenset({"paused", "waiting"}), "queued", stuck=0, error=None):
         _refuse(db, run_id, "go on")
     _told(db, run_id, "Back in the queue.")
     queue.ring("tuner")

@@ -67,6 +67,11 @@ def checkpoints_folder(run_id: str) -> Path:
     return _folder("runs", run_id, "checkpoints")
 
 
+def checkpoint_folder(run_id: str, step: int, attempt: int) -> Path:
+    """One checkpoint; the attempt is in its name, so that none overwrites another's. Not made here."""
+    return checkpoints_folder(run_id) / f"{step:08d}-{attempt:04d}"
+
+
 def tuned_model_folder(run_id: str) -> Path:
     """What is kept, scored and prompted: the state with the best validation loss. Not made here."""
     return run_folder(run_id) / "best"
@@ -90,6 +95,31 @@ def tokenizer_folder(base_model_id: str) -> Path:
 def stamp_file(path: Path) -> Path:
     """Says of a copy from the file store which version it is; locked while it is fetched."""
     return _folder("stamps") / "-".join(path.relative_to(home()).parts)
+
+
+def crash_mark(name: str) -> Path:
+    """Says that a process has died at this crash point, which it does once."""
+    return _folder("crashes") / name
+
+
+def free() -> int:
+    """Bytes that are free on the disk of the home folder."""
+    return shutil.disk_usage(home()).free
+
+
+def sync(path: Path) -> None:
+    """Have a file, or the names in a folder, on the disk before this returns."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def put(source: Path, target: Path) -> None:
+    """Give a file its name, for good: it has it on the disk too before this returns."""
+    source.replace(target)
+    sync(target.parent)
 
 
 def log_file(name: str) -> Path:
@@ -159,19 +189,10 @@ def parts(folder: Path) -> list[Path]:
 def settle(new: Path, final: Path) -> None:
     """Give a file or folder its name, in place of what stood there, once it is on the disk."""
     for path in [*parts(new), new]:
-        _sync(path)
+        sync(path)
     if final.is_dir():
         remove(final)
-    new.replace(final)
-    _sync(final.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    put(new, final)
 
 
 def remove(path: Path) -> None:

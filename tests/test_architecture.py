@@ -154,7 +154,7 @@ FLOORS: list[set[str]] = [
     {"errors", "settings"},
     {"storage", "processes"},
     {"file_store"},
-    {"database", "files"},
+    {"database", "files", "crashpoints"},
     {
         "tables",
         "queue",
@@ -168,8 +168,18 @@ FLOORS: list[set[str]] = [
         "migrate",
         "valkey",
     },
-    {"runs", "claims", "workers", "points", "datasets", "base_models", "tuned_models"},
-    {"comparison.", "experiments", "completions"},
+    {
+        "runs",
+        "room",
+        "registry",
+        "claims",
+        "workers",
+        "points",
+        "datasets",
+        "base_models",
+        "tuned_models",
+    },
+    {"comparison.", "experiments", "completions", "invariants"},
     {"supervisor", "tuning"},
     {"cli", "web."},
 ]
@@ -183,6 +193,9 @@ SAME_FLOOR = {
     ("example_files", "example_json"),
     ("example_files", "example_lines"),
     ("example_json", "example_lines"),
+    ("claims", "room"),  # a sweep puts back what waited for room on the disk
+    ("room", "runs"),
+    ("registry", "runs"),
     ("claims", "runs"),  # a claim is a move of a run
     ("points", "runs"),  # a point is stored only while its run is held
     ("workers", "claims"),  # for the clock that several machines share

@@ -11,7 +11,7 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 
 from app import file_store, files, storage
-from app.errors import Damaged, NotFound, Unavailable
+from app.errors import Damaged, NoRoom, NotFound, Unavailable
 from app.settings import settings
 from tests import servers
 
@@ -343,9 +343,10 @@ def test_a_full_disk_here_is_seen_before_anything_is_fetched(
     machines.on("a")
     _best(1, "weights")
     machines.on("b")
-    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 3}))
-    with pytest.raises(OSError, match="No room for 14 bytes"):
+    monkeypatch.setattr(settings, "disk_reserve_mb", 2**40)
+    with pytest.raises(NoRoom, match=r"fetch runs/a1b2c3d4e5f6/best .* takes 1 MB") as said:
         files.tuned_model(RUN, 1)
+    assert said.value.needed == 14
 
 
 def test_deleting_works_while_the_store_is_away(

@@ -136,11 +136,12 @@ def test_a_resumed_run_is_the_same_bit_for_bit(
         if isinstance(item, Measured):
             seen.append(item)
         elif broken.state.step == 7 and item.doing == "training":
-            checkpoints.save(tmp_path, broken.state)  # in the middle of the eighth step
+            made = checkpoints.write(tmp_path / "c", broken.state)  # in the middle of step 8
             break
     torch.manual_seed(99)
     resumed = Setup(folder, key, machine, seed=3, **changes)
-    assert checkpoints.load(tmp_path, resumed.state).path == tmp_path / "00000007"
+    found = checkpoints.Found(7, 1, tmp_path / "c", made.digest)
+    assert checkpoints.load([found], resumed.state) == checkpoints.Loaded(found, [])
     seen += resumed.points()
 
     def told(points: list[Measured]) -> list[tuple[object, ...]]:

@@ -28,6 +28,7 @@ class Hardware(NamedTuple):
     name: str
     memory_mb: float
     threads: int
+    budget: int = 0  # tokens of a row that a run was begun with; 0: what suits this machine
 
     @property
     def precision(self) -> torch.dtype:
@@ -40,6 +41,8 @@ class Hardware(NamedTuple):
 
         A CPU gains nothing beyond about a thousand; a GPU takes eight for each MB it has, at most 16384.
         """
+        if self.budget:
+            return self.budget
         if self.device == "cpu":
             return 1024
         return max(1024, min(16384, int(self.memory_mb / 8)))

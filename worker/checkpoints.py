@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,10 +14,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from app import storage
+from app.crashpoints import crashpoint
+from app.registry import MANIFEST, Made
 from app.storage import Path
 
-KEPT = 2
-VALUES, NUMBERS, MANIFEST = "values.safetensors", "state.json", "manifest.json"
+VALUES, NUMBERS = "values.safetensors", "state.json"
 
 
 @dataclass
@@ -68,70 +70,98 @@ class State:
             setattr(self, name, numbers[name])
 
 
+class Found(NamedTuple):
+    """A checkpoint that its row says is whole."""
+
+    step: int
+    attempt: int
+    path: Path
+    digest: str  # of its manifest
+
+
 class Loaded(NamedTuple):
     """Which checkpoint was taken, if any, and a sentence on each newer one that was passed over."""
 
-    path: Path | None
+    taken: Found | None
     damaged: list[str]
 
 
-def save(folder: Path, state: State) -> Path:
-    """Write `state` into a folder of its own in `folder` and remove all but the last two.
+def num_bytes(state: State) -> int:
+    """What saving the state takes on the disk."""
+    return sum(part.nbytes for part in state.tensors().values()) + 2**16
 
-    Power may fail at any moment: the folder gets its name only after all in it is on the disk.
-    """
-    final = folder / f"{state.step:08d}"
-    new = folder / f".{final.name}.new"
-    for half in folder.glob(".*.new"):  # left by a writer that died
-        storage.remove(half)
+
+def write(new: Path, state: State) -> Made:
+    """Write `state` into the folder `new`, and have all of it on the disk before this returns."""
+    started = time.monotonic()
+    storage.remove(new)  # left by a try that failed
     new.mkdir(parents=True)
+    crashpoint("checkpoint.begun")
     save_file(state.tensors(), new / VALUES)
+    crashpoint("checkpoint.values")
     (new / NUMBERS).write_text(json.dumps(state.numbers()))
-    manifest = {name: _digest(new / name) for name in (VALUES, NUMBERS)}
-    (new / MANIFEST).write_text(json.dumps(manifest))
-    settle(new, final)  # one of the same step holds the same, if it is whole
-    for old in _all(folder)[KEPT:]:
-        storage.remove(old)
-    return final
+    crashpoint("checkpoint.numbers")
+    manifest = json.dumps({name: _digest(new / name) for name in (VALUES, NUMBERS)})
+    (new / MANIFEST).write_text(manifest)
+    crashpoint("checkpoint.manifest")
+    sync(new)
+    crashpoint("checkpoint.synced")
+    digest = hashlib.sha256(manifest.encode()).hexdigest()
+    return Made(state.step, digest, storage.size(new), time.monotonic() - started)
 
 
-def load(folder: Path, state: State) -> Loaded:
-    """Bring `state` to the newest checkpoint that is whole; without one it stays as it is."""
+def load(found: Iterable[Found], state: State) -> Loaded:
+    """Bring `state` to the first of these that is whole; without one it stays as it is."""
     damaged: list[str] = []
-    for path in _all(folder):
+    for one in found:
         try:
-            _verify(path)
-            state.restore(json.loads((path / NUMBERS).read_text()), load_file(path / VALUES))
+            _verify(one)
+            numbers = json.loads((one.path / NUMBERS).read_text())
+            state.restore(numbers, load_file(one.path / VALUES))
         except (OSError, ValueError, KeyError) as error:
             reason = str(error).strip("'\"")
-            damaged.append(f"The checkpoint of step {int(path.name)} is damaged: {reason}.")
+            damaged.append(f"The checkpoint of step {one.step} is damaged: {reason}.")
             continue
-        return Loaded(path, damaged)
+        return Loaded(one, damaged)
     return Loaded(None, damaged)
 
 
 def settle(new: Path, final: Path) -> None:
     """Give the folder `new` its name `final`, in place of what stood there, once it is on the disk."""
-    for path in new.iterdir():
-        _sync(path)
-    _sync(new)
-    storage.remove(final)
+    sync(new)
+    place(new, final)
+
+
+def sync(folder: Path) -> None:
+    """Have all files of the folder on the disk before this returns."""
+    for path in folder.iterdir():
+        storage.sync(path)
+    storage.sync(folder)
+
+
+def place(new: Path, final: Path) -> None:
+    """Give `new` its name `final`; what stood there goes only after that. See `mend`."""
+    if not new.exists():
+        return  # an earlier try got this far
+    aside = _aside(final)
+    storage.remove(aside)
+    if final.exists():
+        final.rename(aside)
+        crashpoint("files.set_aside")
     new.rename(final)
-    _sync(final.parent)
+    storage.sync(final.parent)
+    crashpoint("files.placed")
+    storage.remove(aside)
 
 
-def _all(folder: Path) -> list[Path]:
-    """The checkpoints, the newest first."""
-    found = folder.iterdir() if folder.is_dir() else []
-    return sorted((path for path in found if path.name.isdigit()), reverse=True)
+def mend(final: Path) -> None:
+    """Bring back what `place` had set aside when it was killed before the new one had its name."""
+    if not final.exists() and _aside(final).exists():
+        _aside(final).rename(final)
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _aside(final: Path) -> Path:
+    return final.with_name(f".{final.name}.old")
 
 
 def _digest(path: Path) -> dict[str, Any]:
@@ -140,8 +170,11 @@ def _digest(path: Path) -> dict[str, Any]:
     return {"size": path.stat().st_size, "sha256": digest}
 
 
-def _verify(path: Path) -> None:
+def _verify(found: Found) -> None:
     """Raise ValueError or OSError unless all files are as they were written."""
-    for name, expected in json.loads((path / MANIFEST).read_text()).items():
-        if _digest(path / name) != expected:
+    manifest = (found.path / MANIFEST).read_bytes()
+    if hashlib.sha256(manifest).hexdigest() != found.digest:
+        raise ValueError(f"{MANIFEST} is not what was written")
+    for name, expected in json.loads(manifest).items():
+        if _digest(found.path / name) != expected:
             raise ValueError(f"{name} is not what was written")

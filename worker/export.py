@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from app import database, datasets, methods, processes, prompts, runs, storage, tuned_models
+from app.crashpoints import crashpoint
 from app.errors import StudioError
 from app.tables import Run
 from worker import backbones, generate
@@ -40,6 +41,7 @@ def whole(run: Run, machine: backbones.Hardware) -> float:
     backbones.save_tuned(
         merged, target, base_name=base.address, base_folder=folder, machine=machine
     )
+    crashpoint("whole.written")
     del model, merged
     copy = backbones.load_base(methods.Method(), None, target, machine)
     after = _logits(copy, prompt_ids, machine)
@@ -50,6 +52,7 @@ def whole(run: Run, machine: backbones.Hardware) -> float:
             f"The merged model's answers differ from the tuned one's by {difference:.1%}, so it "
             "was not kept. The adapter is right: download that, and load it with PEFT."
         )
+    crashpoint("whole.proved")
     return difference
 
 

@@ -2,6 +2,8 @@
 
 from typing import Any, NamedTuple
 
+import torch
+
 from app import database, runs
 from app.methods import Method, Params
 from app.tables import Run
@@ -22,10 +24,29 @@ class Job(NamedTuple):
 
     def tell(self, message: str, level: str = "info") -> None:
         """Write a line into the run's history."""
-        with database.session() as db:
-            runs.tell(db, self.run.id, self.run.attempt, message, level)
+        run = self.run
+        database.lasting(lambda db: runs.tell(db, run.id, run.attempt, message, level))
 
     def store(self, **values: Any) -> None:
         """Store what is known of the run now."""
-        with database.session() as db:
-            runs.progress(db, self.run.id, self.run.attempt, **values)
+        run = self.run
+        database.lasting(lambda db: runs.progress(db, run.id, run.attempt, **values))
+
+
+def like_before(machine: Hardware, figures: dict[str, Any]) -> tuple[Hardware, str]:
+    """This machine set to compute as a run was begun, by its figures; and what is different, if any.
+
+    The number of threads, the length of rows and the precision are part of the result.
+    """
+    if "threads" not in figures:
+        return machine, ""
+    torch.set_num_threads(figures["threads"])
+    kind = figures.get("device_kind", machine.device)
+    dtype = figures["precision"] if kind == machine.device else machine.dtype
+    same = machine._replace(threads=figures["threads"], budget=figures["token_budget"], dtype=dtype)
+    if figures["device"] == machine.name and figures["precision"] == machine.dtype:
+        return same, ""
+    return same, (
+        f"The run was begun on {figures['device']} in {figures['precision']} and goes on on "
+        f"{machine.name} in {dtype}: from here on figures may differ in their last digits."
+    )

@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from app import base_models, database, processes, prompts, storage
 from app.base_models import DEFAULT
 from app.chat import read_json
+from app.crashpoints import crashpoint
 from app.errors import Invalid, StudioError
 from app.storage import Path
 from app.tables import BaseModel
@@ -84,10 +85,12 @@ def _made(model: BaseModel, say: Say) -> dict[str, Any]:
     folder.mkdir(mode=0o700)
     try:
         found = _fetched(model, folder, say)
+        crashpoint("base_model.fetched")
         say("Checking and measuring")
         found |= check(folder)
         os.sync()  # the files are there before the row says so
         folder.rename(final)
+        crashpoint("base_model.placed")
     finally:
         storage.remove(folder)
     return found

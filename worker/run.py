@@ -10,15 +10,17 @@ from typing import Any
 
 import torch
 
-from app import database, methods, points, processes, runs, storage, workers
+from app import database, methods, processes, room, runs, storage, workers
 from app.errors import LostClaim, StudioError
 from app.tables import Run
-from worker import backbones, checkpoints, scoring, train
-from worker.job import Job
+from worker import backbones, scoring, train
+from worker.job import Job, like_before
 from worker.keeper import SAVED
 from worker.material import gather
-from worker.recorder import Recorder, save
+from worker.recorder import Recorder, resume, save
 from worker.watch import Stopped, Watch
+
+LITTLE = 2**20  # bytes that may have been asked for when a write of unknown size found no room
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +29,10 @@ def tune(run: Run, watch: Watch) -> None:
     """Load, adapt, train, score, save. Raises Stopped, LostClaim or StudioError."""
     method = methods.get(run.method)
     params = method.schema.model_validate(run.params)
-    job = Job(run, method, params, gather(run), backbones.hardware(), watch)
+    machine, change = like_before(backbones.hardware(), run.figures)
+    job = Job(run, method, params, gather(run), machine, watch)
+    if change:
+        job.tell(change, "warning")
     _describe(job)
     _train(job)
     gc.collect()
@@ -36,8 +41,7 @@ def tune(run: Run, watch: Watch) -> None:
     job.store(phase="scoring")
     job.store(scores=scoring.score_run(job), figures=_figures(job))
     scoring.score_base(job)
-    with database.session() as db:
-        runs.finish(db, run.id, run.attempt)
+    database.lasting(lambda db: runs.finish(db, run.id, run.attempt))
 
 
 def _describe(job: Job) -> None:
@@ -47,6 +51,7 @@ def _describe(job: Job) -> None:
         **job.run.figures,
         "precision": machine.dtype,
         "device": machine.name,
+        "device_kind": machine.device,
         "threads": machine.threads,
         "token_budget": machine.token_budget,
         "train_rows": len(material.train),
@@ -72,7 +77,7 @@ def _train(job: Job) -> None:
     state = train.begin(model, soft_prefix, job.params, job.machine)
     if state.obstacle and job.run.attempt == 1:
         job.tell(state.obstacle, "warning")
-    _resume(job, state)
+    resume(job, state)
     job.run.figures |= {
         "trainable_parameters": sum(value.numel() for value in state.trained.values()),
         "total_parameters": job.run.experiment.base_model.shapes.get("parameters")
@@ -93,23 +98,13 @@ def _train(job: Job) -> None:
         usual_rates=job.method.usual_rates,
     )
     Recorder(job, model, state).follow(going)
-    save(job, model, storage.last_model_folder(job.run.id))
+    save(job, model, state, storage.last_model_folder(job.run.id))
     if not state.best_step:  # no validation loss was a number: the last state is all there is
-        save(job, model, storage.tuned_model_folder(job.run.id))
+        save(job, model, state, storage.tuned_model_folder(job.run.id))
     peak = backbones.peak_memory_mb(job.machine)
     earlier = job.run.figures.get("peak_memory_mb", 0.0)  # of an attempt that was interrupted
     job.run.figures |= {"peak_memory_mb": max(earlier, peak)}
     job.store(figures=job.run.figures)
-
-
-def _resume(job: Job, state: checkpoints.State) -> None:
-    found = checkpoints.load(storage.checkpoints_folder(job.run.id), state)
-    for sentence in found.damaged:
-        job.tell(f"{sentence} It was passed over.", "warning")
-    with database.session() as db:
-        points.rewind(db, job.run.id, job.run.attempt, state.step)
-    if found.path:
-        job.tell(f"Going on from the checkpoint of step {state.step}.")
 
 
 def _figures(job: Job) -> dict[str, Any]:
@@ -129,32 +124,43 @@ def _failure(error: BaseException) -> str:
             "smaller batch size (with more accumulate steps the result stays the same), a shorter "
             "maximum length, activation checkpointing, or QLoRA."
         )
-    if isinstance(error, OSError) and error.errno == 28:
-        return "The disk is full. Free some space, then try the run again; saved steps are kept."
     return f"The run stopped on an unexpected error: {type(error).__name__}: {error}"
 
 
 def work(run_id: str, attempt: int) -> int:
     """Do the run, and see that it ends in a state that says what happened; the exit code."""
     watch = Watch(run_id, attempt)
-    with database.reading() as db:
-        run = runs.get(db, run_id)
+    try:
+        return _ended(run_id, attempt, watch)
+    except LostClaim as lost:
+        log.warning("%s", lost.message)
+    return 0
+
+
+def _ended(run_id: str, attempt: int, watch: Watch) -> int:
+    run = database.lasting(lambda db: runs.get(db, run_id))
     try:
         tune(run, watch)
     except Stopped as stop:
         reason = (
             "The worker was stopped; what was trained is saved, and the run goes on from there."
         )
-        with database.session() as db:
-            runs.settle(db, run_id, attempt, reason)
+        database.lasting(lambda db: runs.settle(db, run_id, attempt, reason))
         return SAVED if stop.why == "ending" else 0
-    except LostClaim as lost:
-        log.warning("%s", lost.message)
+    except LostClaim:
+        raise
     except Exception as error:
         log.exception("Run %s failed.", run_id)
-        with database.session() as db:
-            runs.fail(db, run_id, attempt, _failure(error))
+        _let_go(run_id, attempt, error)
     return 0
+
+
+def _let_go(run_id: str, attempt: int, error: Exception) -> None:
+    """The run waits if the disk is full, else it has failed."""
+    if room.is_full(error):
+        database.lasting(lambda db: room.wait(db, run_id, attempt, error, LITTLE))
+    else:
+        database.lasting(lambda db: runs.fail(db, run_id, attempt, _failure(error)))
 
 
 def main() -> None:
@@ -163,8 +169,7 @@ def main() -> None:
     os.nice(5)  # the web and whatever else runs here answer first
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     machine = backbones.hardware()
-    with database.session() as db:
-        workers.describe(db, sys.argv[1], machine.name, machine.memory_mb)
+    database.lasting(lambda db: workers.describe(db, sys.argv[1], machine.name, machine.memory_mb))
     line = sys.stdin.readline()
     if not line:
         return

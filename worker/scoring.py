@@ -68,14 +68,16 @@ def score_base(job: Job) -> None:
 
 
 def _known(job: Job) -> baselines.Known:
-    with database.reading() as db:
-        return baselines.known(db, job.run.experiment, job.machine.dtype)
+    experiment, dtype = job.run.experiment, job.machine.dtype
+    return database.lasting(
+        lambda db: baselines.known(db, experiment, dtype), opened=database.reading
+    )
 
 
 def _keep(job: Job, **values: Any) -> None:
-    with database.session() as db:
-        baselines.keep(db, job.run.experiment, job.machine.dtype, **values)
-        runs.announce(db, job.run.id)
+    experiment, dtype = job.run.experiment, job.machine.dtype
+    database.lasting(lambda db: baselines.keep(db, experiment, dtype, **values))
+    database.lasting(lambda db: runs.announce(db, job.run.id))
 
 
 def _plain(job: Job, model: Any, soft_prefix: torch.Tensor | None) -> bool:
@@ -103,8 +105,7 @@ def _score(
             zip(material.test_examples, texts, strict=True)
         )
     ]
-    with database.session() as db:
-        baselines.store_answers(db, owner, answers)
+    database.lasting(lambda db: baselines.store_answers(db, owner, answers))
     return {
         "metrics": scores.summary(task, labels, pairs),
         "primary": scores.primary(task),

@@ -37,7 +37,8 @@ class Watch:
         if time.monotonic() - self._looked < LOOK_SECONDS:
             return
         self._looked = time.monotonic()
-        with database.reading() as db:
-            state = runs.state(db, self.run_id, self.attempt)
+        state = database.lasting(
+            lambda db: runs.state(db, self.run_id, self.attempt), opened=database.reading
+        )
         if state != "running":
             raise Stopped(state)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import delete, insert, select
 from sqlalchemy.orm import Session
 
+from app.crashpoints import crashpoint
 from app.tables import Answer, Baseline, Experiment
 
 
@@ -59,6 +60,7 @@ def find(db: Session, experiment: Experiment) -> Baseline | None:
 def keep(db: Session, experiment: Experiment, precision: str, **values: Any) -> None:
     """Store what was measured; values: validation_loss, scores."""
     db.merge(Baseline(key=key(experiment, precision), **values))
+    crashpoint("baseline.stored")
     db.commit()
 
 
@@ -66,4 +68,5 @@ def store_answers(db: Session, owner: str, answers: Sequence[Given]) -> None:
     """Store a model's answers in the place of earlier ones; owner: a run's id or a baseline's key."""
     db.execute(delete(Answer).where(Answer.owner == owner))
     db.execute(insert(Answer), [{"owner": owner, **answer._asdict()} for answer in answers])
+    crashpoint("answers.stored")
     db.commit()

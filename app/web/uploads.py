@@ -5,6 +5,7 @@ import shutil
 from fastapi import UploadFile
 
 from app import storage
+from app.crashpoints import crashpoint
 from app.errors import Unavailable
 
 
@@ -14,6 +15,7 @@ def stored(file: UploadFile) -> storage.Path:
     try:
         with path.open("xb") as target:
             shutil.copyfileobj(file.file, target, 1 << 20)
+            crashpoint("upload.stored")
     except OSError as error:
         storage.remove(path)
         raise Unavailable(

@@ -1,0 +1,68 @@
+"""The register of a run's checkpoints: a row says that one was whole on the disk, and its digest."""
+
+from collections.abc import Callable, Collection
+from typing import NamedTuple
+
+from sqlalchemy import delete, select
+from sqlalchemy.orm import Session
+
+from app import runs, storage
+from app.crashpoints import crashpoint
+from app.tables import Checkpoint
+
+MANIFEST = "manifest.json"  # in a checkpoint's folder: sizes and hashes of the other files
+
+
+class Made(NamedTuple):
+    """A checkpoint that has been written: its step, the digest of its manifest, bytes, seconds."""
+
+    step: int
+    digest: str
+    num_bytes: int
+    seconds: float
+
+
+def enter(db: Session, run_id: str, attempt: int, made: Made, place: Callable[[], None]) -> None:
+    """Have `place` give the checkpoint its name, and enter it. Raises LostClaim.
+
+    The run's row is locked meanwhile: nobody can take the run over between the check and the name.
+    """
+    runs.update_held(db, run_id, attempt, stuck=0)  # whatever happens now, this run gets on
+    place()
+    crashpoint("checkpoint.placed")
+    db.merge(Checkpoint(run_id=run_id, attempt=attempt, **made._asdict()))
+    db.commit()
+    crashpoint("checkpoint.entered")
+
+
+def of(db: Session, run_id: str) -> list[Checkpoint]:
+    """The run's checkpoints, the newest first."""
+    query = select(Checkpoint).where(Checkpoint.run_id == run_id)
+    order = (Checkpoint.step.desc(), Checkpoint.attempt.desc())
+    return list(db.scalars(query.order_by(*order)))
+
+
+def keep(db: Session, run_id: str, attempt: int, kept: Collection[tuple[int, int]]) -> None:
+    """Forget every checkpoint but those of these steps and attempts, then remove what has no row.
+
+    The rows go first: what has a row is always there. What is to be removed is chosen while the run
+    is locked: a later attempt's checkpoints can not be among it. Raises LostClaim.
+    """
+    runs.lock(db, run_id, attempt)
+    for one in of(db, run_id):
+        if (one.step, one.attempt) not in kept:
+            db.execute(
+                delete(Checkpoint).where(
+                    Checkpoint.run_id == run_id,
+                    Checkpoint.step == one.step,
+                    Checkpoint.attempt == one.attempt,
+                )
+            )
+    names = {storage.checkpoint_folder(run_id, *one).name for one in kept}
+    found = [
+        path for path in storage.checkpoints_folder(run_id).iterdir() if path.name not in names
+    ]
+    db.commit()
+    crashpoint("checkpoint.forgotten")
+    for path in found:
+        storage.remove(path)
