@@ -287,6 +287,24 @@ def shared_store(
     return url
 
 
+class Machines:
+    """Takes the test from one machine, with a home of its own, to another."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder, self.monkeypatch = folder, monkeypatch
+
+    def on(self, name: str) -> None:
+        """Go there; processes started from now on are there too."""
+        self.monkeypatch.setattr(settings, "home", str(self.folder / f"home-{name}"))
+        self.monkeypatch.setenv("STUDIO_HOME", settings.home)
+
+
+@pytest.fixture
+def machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machines:
+    """Several machines: the database is one, the homes are many."""
+    return Machines(tmp_path, monkeypatch)
+
+
 def free_port() -> int:
     """A TCP port that nobody listens on."""
     with socket.socket() as opened:

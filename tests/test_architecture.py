@@ -153,8 +153,8 @@ def test_these_processes_never_hold_torch(module: str) -> None:
 FLOORS: list[set[str]] = [
     {"errors", "settings"},
     {"storage", "processes"},
-    {"file_store"},
-    {"database", "files", "crashpoints"},
+    {"file_store", "crashpoints"},
+    {"database", "files"},
     {
         "tables",
         "queue",

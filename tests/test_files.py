@@ -25,21 +25,6 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "home"
 
 
-@pytest.fixture
-def machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> "Machines":
-    return Machines(tmp_path, monkeypatch)
-
-
-class Machines:
-    """Takes the test from one machine, with a home of its own, to another."""
-
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.folder, self.monkeypatch = folder, monkeypatch
-
-    def on(self, name: str) -> None:
-        self.monkeypatch.setattr(settings, "home", str(self.folder / f"home-{name}"))
-
-
 def _write(folder: Path, **contents: str) -> Path:
     storage.remove(folder)
     for name, content in contents.items():
@@ -80,7 +65,9 @@ def test_without_a_store_the_home_is_all_there_is(home: Path) -> None:
     assert not (home / "stamps").exists()
 
 
-def test_a_file_goes_from_one_machine_to_another(shared_store: str, machines: Machines) -> None:
+def test_a_file_goes_from_one_machine_to_another(
+    shared_store: str, machines: servers.Machines
+) -> None:
     machines.on("a")
     storage.dataset_file(OTHER).write_text("one\ntwo\n")
     files.publish(storage.dataset_file(OTHER))
@@ -93,7 +80,7 @@ def test_a_file_goes_from_one_machine_to_another(shared_store: str, machines: Ma
     ]
 
 
-def test_a_folder_goes_with_what_lies_in_it(shared_store: str, machines: Machines) -> None:
+def test_a_folder_goes_with_what_lies_in_it(shared_store: str, machines: servers.Machines) -> None:
     machines.on("a")
     contents = {"config_json": "{}", "empty": "", "deep__down": "x" * 100_000}
     files.publish(_write(storage.base_model_folder(OTHER), **contents))
@@ -104,7 +91,7 @@ def test_a_folder_goes_with_what_lies_in_it(shared_store: str, machines: Machine
 
 
 def test_what_is_made_once_is_not_asked_for_again(
-    shared_store: str, machines: Machines, monkeypatch: pytest.MonkeyPatch
+    shared_store: str, machines: servers.Machines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machines.on("a")
     files.publish(_write(storage.base_model_folder(OTHER), config_json="{}"))
@@ -115,7 +102,7 @@ def test_what_is_made_once_is_not_asked_for_again(
 
 
 def test_a_newer_version_replaces_the_older_everywhere(
-    shared_store: str, machines: Machines
+    shared_store: str, machines: servers.Machines
 ) -> None:
     machines.on("a")
     _best(1, "first")
@@ -129,7 +116,9 @@ def test_a_newer_version_replaces_the_older_everywhere(
     assert len([name for name in _stored() if name.endswith("weights")]) == 1  # none is left over
 
 
-def test_the_attempt_that_holds_the_run_decides(shared_store: str, machines: Machines) -> None:
+def test_the_attempt_that_holds_the_run_decides(
+    shared_store: str, machines: servers.Machines
+) -> None:
     machines.on("a")
     _best(1, "of the first")
     machines.on("b")
@@ -143,7 +132,7 @@ def test_the_attempt_that_holds_the_run_decides(shared_store: str, machines: Mac
 
 
 def test_what_an_attempt_saved_but_could_not_publish_is_used_where_it_lies(
-    shared_store: str, machines: Machines
+    shared_store: str, machines: servers.Machines
 ) -> None:
     machines.on("a")
     _best(1, "published")
@@ -154,7 +143,7 @@ def test_what_an_attempt_saved_but_could_not_publish_is_used_where_it_lies(
 
 
 def test_publishing_again_what_is_there_changes_nothing(
-    shared_store: str, machines: Machines
+    shared_store: str, machines: servers.Machines
 ) -> None:
     machines.on("a")
     _best(1, "same")
@@ -163,7 +152,7 @@ def test_publishing_again_what_is_there_changes_nothing(
     assert _stored() == before
 
 
-def test_what_is_nowhere_is_said_to_be(shared_store: str, machines: Machines) -> None:
+def test_what_is_nowhere_is_said_to_be(shared_store: str, machines: servers.Machines) -> None:
     machines.on("a")
     _best(1, "something")
     with pytest.raises(NotFound, match=f"datasets/{OTHER}.jsonl is neither on this machine nor"):
@@ -173,7 +162,7 @@ def test_what_is_nowhere_is_said_to_be(shared_store: str, machines: Machines) ->
 
 
 def test_half_published_is_not_published(
-    shared_store: str, machines: Machines, monkeypatch: pytest.MonkeyPatch
+    shared_store: str, machines: servers.Machines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machines.on("a")
     _best(1, "whole")
@@ -187,7 +176,7 @@ def test_half_published_is_not_published(
 
 @pytest.mark.parametrize("harm", ["changed", "shorter", "gone"])
 def test_damage_in_the_store_is_named_and_not_let_in(
-    harm: str, shared_store: str, machines: Machines
+    harm: str, shared_store: str, machines: servers.Machines
 ) -> None:
     machines.on("a")
     _best(1, "weights")
@@ -202,7 +191,7 @@ def test_damage_in_the_store_is_named_and_not_let_in(
     assert list(storage.run_folder(RUN).iterdir()) == []
 
 
-def test_a_manifest_leads_nowhere_else(shared_store: str, machines: Machines) -> None:
+def test_a_manifest_leads_nowhere_else(shared_store: str, machines: servers.Machines) -> None:
     machines.on("a")
     _best(1, "weights")
     system, _ = fsspec.url_to_fs(settings.files_url)
@@ -213,7 +202,7 @@ def test_a_manifest_leads_nowhere_else(shared_store: str, machines: Machines) ->
         files.tuned_model(RUN, 1)
 
 
-def test_removal_is_for_everybody(shared_store: str, machines: Machines) -> None:
+def test_removal_is_for_everybody(shared_store: str, machines: servers.Machines) -> None:
     machines.on("a")
     _best(1, "weights")
     storage.dataset_file(OTHER).write_text("{}")
@@ -227,7 +216,7 @@ def test_removal_is_for_everybody(shared_store: str, machines: Machines) -> None
     files.remove(storage.run_folder(RUN))  # gone already: nothing happens
 
 
-def test_the_web_needs_no_weights(shared_store: str, machines: Machines) -> None:
+def test_the_web_needs_no_weights(shared_store: str, machines: servers.Machines) -> None:
     machines.on("a")
     contents = {"tokenizer_json": "{}", "model.safetensors": "gigabytes"}
     files.publish(_write(storage.base_model_folder(OTHER), **contents))
@@ -238,7 +227,7 @@ def test_the_web_needs_no_weights(shared_store: str, machines: Machines) -> None
     assert files.tokenizer(OTHER) == storage.base_model_folder(OTHER)
 
 
-def test_of_several_processes_one_fetches(shared_store: str, machines: Machines) -> None:
+def test_of_several_processes_one_fetches(shared_store: str, machines: servers.Machines) -> None:
     machines.on("a")
     files.publish(_write(storage.base_model_folder(OTHER), weights="x" * 1_000_000))
     machines.on("b")
@@ -247,7 +236,7 @@ def test_of_several_processes_one_fetches(shared_store: str, machines: Machines)
 
 
 def test_readers_never_see_a_mix_while_a_writer_publishes(
-    shared_store: str, machines: Machines
+    shared_store: str, machines: servers.Machines
 ) -> None:
     machines.on("a")
     _best(1, "0")
@@ -259,7 +248,6 @@ def test_readers_never_see_a_mix_while_a_writer_publishes(
         "    files.publish(folder, 1)\n"
         "    print(number, flush=True)\n"
     )
-    machines.monkeypatch.setenv("STUDIO_HOME", settings.home)
     writer = subprocess.Popen(
         [sys.executable, "-c", script],
         cwd=storage.REPOSITORY,
@@ -338,7 +326,7 @@ def test_no_password_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_full_disk_here_is_seen_before_anything_is_fetched(
-    shared_store: str, machines: Machines, monkeypatch: pytest.MonkeyPatch
+    shared_store: str, machines: servers.Machines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machines.on("a")
     _best(1, "weights")
@@ -350,7 +338,7 @@ def test_a_full_disk_here_is_seen_before_anything_is_fetched(
 
 
 def test_deleting_works_while_the_store_is_away(
-    shared_store: str, machines: Machines, monkeypatch: pytest.MonkeyPatch
+    shared_store: str, machines: servers.Machines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machines.on("a")
     _best(1, "weights")
@@ -359,7 +347,7 @@ def test_deleting_works_while_the_store_is_away(
     assert not (Path(settings.home) / "runs" / RUN).exists()
 
 
-def test_threads_may_fetch_at_once(shared_store: str, machines: Machines) -> None:
+def test_threads_may_fetch_at_once(shared_store: str, machines: servers.Machines) -> None:
     machines.on("a")
     files.publish(_write(storage.base_model_folder(OTHER), weights="x" * 1000))
     machines.on("b")

@@ -4,11 +4,12 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from app import database, points, registry, room, runs, storage
+from app import database, files, points, registry, room, runs, storage
 from app.crashpoints import crashpoint
 from app.points import Measured
 from app.settings import settings
-from worker import backbones, checkpoints
+from app.tables import Checkpoint
+from worker import backbones, checkpoints, sharing
 from worker.job import Job
 from worker.watch import Stopped
 
@@ -30,7 +31,7 @@ def save(job: Job, model: Any, state: checkpoints.State, folder: storage.Path) -
             model,
             new,
             base_name=base.address if base.source == "hub" else base.name,
-            base_folder=storage.base_model_folder(base.id),
+            base_folder=files.base_model(base.id),
             machine=job.machine,
         )
         crashpoint("tuned.written")
@@ -56,6 +57,7 @@ def resume(job: Job, state: checkpoints.State) -> None:
     """Bring the state to the newest checkpoint that is whole, and take back what came after it."""
     run = job.run
     checkpoints.mend(storage.tuned_model_folder(run.id))
+    sharing.fetch_best(job)
     rows = database.lasting(lambda db: registry.of(db, run.id))
     found = [
         checkpoints.Found(
@@ -66,7 +68,7 @@ def resume(job: Job, state: checkpoints.State) -> None:
         )
         for one in rows
     ]
-    loaded = checkpoints.load(found, state)
+    loaded = checkpoints.load(sharing.fetched(job, found), state)
     for sentence in loaded.damaged:
         job.tell(f"{sentence} It was passed over.", "warning")
     older = found[found.index(loaded.taken) :] if loaded.taken else []
@@ -94,6 +96,8 @@ class Recorder:
         self.saved = time.monotonic()
         self.saving = 0.0  # seconds that the last checkpoint took
         self.kept = state.numbers()  # what can be gone on from without another checkpoint
+        self.outbox = sharing.Outbox(job)
+        self.for_all = self._rows()[:1]  # the newest checkpoint that other machines can have too
 
     def follow(self, going: Any) -> None:
         """Until the end of training. Raises Stopped, with everything saved, or LostClaim."""
@@ -108,13 +112,27 @@ class Recorder:
             going.close()
             if stop.why != "cancelling":
                 self.checkpoint()
+                self.outbox.send()
             raise
         self.checkpoint()
+
+    def keep_result(self) -> None:
+        """After the last step: save what the run leaves, and see that every machine can have it."""
+        run, best = self.job.run, storage.tuned_model_folder(self.job.run.id)
+        last = storage.last_model_folder(run.id)
+        save(self.job, self.model, self.state, last)
+        if not self.state.best_step:  # no validation loss was a number: the last is all there is
+            save(self.job, self.model, self.state, best)
+        self.outbox.put(best, run.attempt)
+        self.outbox.put(last, run.attempt)
+        self.outbox.empty()
 
     def _take(self, point: Measured) -> None:
         self.waiting.append(point)
         if point.kind == "validation" and self.state.best_step == point.step > 0:
-            save(self.job, self.model, self.state, storage.tuned_model_folder(self.job.run.id))
+            best = storage.tuned_model_folder(self.job.run.id)
+            save(self.job, self.model, self.state, best)
+            self.outbox.put(best, self.job.run.attempt)
         if point.kind == "validation" or time.monotonic() - self.recorded > RECORD_SECONDS:
             self._record()
 
@@ -152,13 +170,19 @@ class Recorder:
                 db, run.id, run.attempt, made, lambda: checkpoints.place(new, final)
             )
         )
+        self.outbox.put(final)  # after the best state, which it speaks of
+        self.outbox.send()
         self._prune()
         self.kept = self.state.numbers()
         self.saved = time.monotonic()
         self.saving = self.saved - started
 
+    def _rows(self) -> list[Checkpoint]:
+        return database.lasting(lambda db: registry.of(db, self.job.run.id))
+
     def _prune(self) -> None:
-        run = self.job.run
-        newest = database.lasting(lambda db: registry.of(db, run.id))[:KEPT]
-        kept = {(one.step, one.attempt) for one in newest}
+        run, rows = self.job.run, self._rows()
+        if not self.outbox.waiting:
+            self.for_all = rows[:1]
+        kept = {(one.step, one.attempt) for one in [*rows[:KEPT], *self.for_all]}
         database.lasting(lambda db: registry.keep(db, run.id, run.attempt, kept))
