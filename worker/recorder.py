@@ -35,11 +35,11 @@ def save(job: Job, model: Any, state: checkpoints.State, folder: storage.Path) -
             machine=job.machine,
         )
         crashpoint("tuned.written")
+        _while_held(job, lambda: checkpoints.place(new, folder))
     except Exception:
         storage.remove(new)
         storage.remove(new.with_name(f".{new.name}.new"))
         raise
-    _while_held(job, lambda: checkpoints.place(new, folder))
 
 
 def _while_held(job: Job, act: Callable[[], None]) -> None:
@@ -162,14 +162,14 @@ class Recorder:
         room.check(checkpoints.num_bytes(self.state))
         try:
             made = checkpoints.write(new, self.state)
+            database.lasting(
+                lambda db: registry.enter(
+                    db, run.id, run.attempt, made, lambda: checkpoints.place(new, final)
+                )
+            )
         except Exception:
             storage.remove(new)
             raise
-        database.lasting(
-            lambda db: registry.enter(
-                db, run.id, run.attempt, made, lambda: checkpoints.place(new, final)
-            )
-        )
         self.outbox.put(final)  # after the best state, which it speaks of
         self.outbox.send()
         self._prune()
