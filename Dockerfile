@@ -8,6 +8,8 @@ RUN npm ci --ignore-scripts
 FROM python:3.12-slim AS base
 ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1
 WORKDIR /studio
+# The home folder is a volume, and a new one takes its owner from here.
+RUN useradd --create-home studio && mkdir --mode=700 /data && chown studio:studio /data
 COPY requirements.lock pyproject.toml README.md ./
 
 FROM base AS web
@@ -18,7 +20,8 @@ COPY static static
 COPY examples examples
 COPY --from=browser /build/node_modules node_modules
 COPY package.json package-lock.json ./
-RUN pip install -c requirements.lock -e . && python -m app.web.assets --copy-only
+RUN pip install -c requirements.lock -e ".[s3]" && python -m app.web.assets --copy-only
+USER studio
 EXPOSE 8000
 CMD ["studio", "web"]
 
@@ -27,5 +30,6 @@ COPY app app
 COPY worker worker
 COPY migrations migrations
 COPY examples examples
-RUN pip install -c requirements.lock -e ".[worker]"
+RUN pip install -c requirements.lock -e ".[worker,s3]"
+USER studio
 CMD ["studio", "worker", "tuner"]

@@ -8,7 +8,7 @@ from sqlalchemy import delete as sql_delete
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from app import methods, queue, storage
+from app import files, methods, queue, storage
 from app.errors import Conflict, Invalid, NotFound
 from app.tables import BaseModel, Completion, Experiment
 
@@ -149,7 +149,8 @@ def delete(db: Session, base_model_id: str) -> None:
     db.execute(sql_delete(Completion).where(Completion.base_model_id == base_model_id))
     db.delete(model)
     db.commit()
-    storage.remove(storage.base_model_folder(base_model_id))
+    files.remove(storage.base_model_folder(base_model_id))
+    storage.remove(storage.tokenizer_folder(base_model_id))
 
 
 # --- For the workers: waiting -> preparing -> ready or failed ---------------------------------

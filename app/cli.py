@@ -1,7 +1,8 @@
-"""The command line: `studio up | web | worker | tune`."""
+"""The command line: `studio up | web | worker | tune | migrate | alive`."""
 
 import json
 import os
+import socket
 import sys
 from enum import StrEnum
 from typing import Annotated
@@ -9,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from app import base_models, database, supervisor, tuning
+from app import base_models, database, supervisor, tuning, workers
 from app import migrate as migrations
 from app.errors import StudioError
 
@@ -55,6 +56,14 @@ def web() -> None:
 def worker(kind: Kind) -> None:
     """Run one worker: a tuner trains, a generator answers prompts and prepares models."""
     _become("worker.tasks", kind.value)
+
+
+@cli.command()
+def alive(kind: Kind) -> None:
+    """Exit with 0 if a worker of that kind on this machine was heard of just now, else with 1."""
+    with database.reading() as db:
+        here = {one.kind for one in workers.alive(db) if one.host == socket.gethostname()}
+    raise typer.Exit(0 if kind.value in here else 1)
 
 
 def _become(module: str, *arguments: str) -> None:

@@ -1,19 +1,18 @@
 """Datasets: examples that were checked once and never change, with what a look at them found."""
 
-import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from hashlib import blake2b, sha256
 from itertools import islice
 from typing import Any, NamedTuple
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from app import examples, prompts, storage
+from app import examples, files, prompts, storage
 from app.crashpoints import crashpoint
-from app.errors import Conflict, Invalid, NotFound
+from app.errors import Conflict, Invalid, NotFound, Unavailable
 from app.examples import Example
 from app.settings import settings
 from app.storage import Path
@@ -64,12 +63,11 @@ def add(db: Session, name: str, filename: str, upload: Path) -> Dataset:
         tidy = _checked_name(name or filename.rsplit(".", 1)[0])
         look = _Look()
         with stored.open("xb") as file:
-            fingerprint = hashlib.sha256()
+            fingerprint = sha256()
             for line in _lines(look.follow(examples.read(upload, filename))):
                 file.write(line)
                 fingerprint.update(line)
-            file.flush()
-            os.fsync(file.fileno())  # whole on the disk before a row says that it is there
+        storage.sync(stored)  # whole on the disk before a row says that it is there
         _check_count(look.count)
         dataset = Dataset(
             id=new_id(),
@@ -79,13 +77,16 @@ def add(db: Session, name: str, filename: str, upload: Path) -> Dataset:
             num_bytes=storage.size(stored),
             report=look.report(),
         )
-        db.add(dataset)
-        db.flush()
-        storage.put(stored, storage.dataset_file(dataset.id))
+        storage.put(stored, place := storage.dataset_file(dataset.id))
         crashpoint("dataset.placed")
+        files.publish(place)
+        db.add(dataset)
         db.commit()
         crashpoint("dataset.committed")
         return dataset
+    except Unavailable:  # the file store: the studio keeps nothing that only this machine has
+        storage.remove(place)
+        raise
     finally:
         storage.remove(stored)
         storage.remove(upload)
@@ -141,7 +142,7 @@ class _Look:
             self.outputs[example.output] += 1
             if len(self.outputs) > MOST_LABELS or len(example.output) > LONGEST_LABEL:
                 self.outputs = None
-        question, answer = (hashlib.blake2b(text.encode()).digest() for text in example)
+        question, answer = (blake2b(text.encode()).digest() for text in example)
         answers = self.answers.setdefault(question, set())
         self.doubles += answer in answers
         answers.add(answer)
@@ -170,7 +171,7 @@ def add_example(db: Session, key: str) -> Dataset:
     chosen = EXAMPLES[key]
     source = storage.examples_file(chosen.file)
     canonical = b"".join(_lines(examples.read(source, chosen.file)))
-    fingerprint = hashlib.sha256(canonical).hexdigest()
+    fingerprint = sha256(canonical).hexdigest()
     stored = db.scalar(select(Dataset).where(Dataset.fingerprint == fingerprint).limit(1))
     if stored:
         return stored
@@ -193,7 +194,7 @@ def all(db: Session) -> list[Dataset]:
 
 
 def _read(dataset: Dataset) -> Iterator[Example]:
-    with storage.dataset_file(dataset.id).open("rb") as file:
+    with files.dataset(dataset.id).open("rb") as file:
         for line in file:
             yield Example(**json.loads(line))
 
@@ -224,7 +225,7 @@ def delete(db: Session, dataset_id: str) -> None:
         )
     db.delete(dataset)
     db.commit()
-    storage.remove(storage.dataset_file(dataset_id))
+    files.remove(storage.dataset_file(dataset_id))
 
 
 def split(
@@ -235,7 +236,7 @@ def split(
     Test gets its share, at least 50 rows, at most a quarter; validation its share, at least 20, at
     most two fifths. SHA-256 of seed and row number says which: the same in every version.
     """
-    order = sorted(range(num_examples), key=lambda row: _rank(seed, row))
+    order = sorted(range(num_examples), key=lambda row: sha256(f"{seed}:{row}".encode()).digest())
     test = min(max(LEAST_TEST, round(num_examples * test_share)), num_examples // 4)
     validation = max(LEAST_VALIDATION, round(num_examples * validation_share))
     end = test + min(validation, num_examples * 2 // 5)
@@ -244,7 +245,3 @@ def split(
         "validation": sorted(order[test:end]),
         "test": sorted(order[:test]),
     }
-
-
-def _rank(seed: int, row: int) -> bytes:
-    return hashlib.sha256(f"{seed}:{row}".encode()).digest()

@@ -30,6 +30,10 @@ class Unavailable(StudioError):
     """A part of the studio cannot be reached at present (503)."""
 
 
+class Damaged(StudioError):
+    """A file is not what was written (500)."""
+
+
 class NoRoom(StudioError):
     """The disk is too full for what is to be written, which takes `needed` bytes."""
 

@@ -8,10 +8,21 @@ import pydantic
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
-from app import base_models, datasets, methods, prompts, queue, runs, storage
+from app import base_models, datasets, files, methods, prompts, queue, runs, storage
 from app.crashpoints import crashpoint
 from app.errors import Conflict, Invalid, NotFound
-from app.tables import Answer, BaseModel, Completion, Event, Experiment, Point, Run, new_id
+from app.tables import (
+    Answer,
+    BaseModel,
+    Checkpoint,
+    Completion,
+    Event,
+    Experiment,
+    Notice,
+    Point,
+    Run,
+    new_id,
+)
 
 MOST_LABELS = 200
 
@@ -186,10 +197,10 @@ def remove(db: Session, experiment_id: str) -> None:
         raise Conflict("A run of this experiment is at work. Cancel it first; nothing was deleted.")
     ids = list(states)
     db.execute(delete(Answer).where(Answer.owner.in_(ids)))
-    for table in (Point, Event, Completion):
+    for table in (Point, Event, Completion, Checkpoint, Notice):
         db.execute(delete(table).where(table.run_id.in_(ids)))
     db.execute(delete(Run).where(Run.id.in_(ids)))
     db.execute(delete(Experiment).where(Experiment.id == experiment.id))
     db.commit()
     for run_id in ids:
-        storage.remove(storage.run_folder(run_id))
+        files.remove(storage.run_folder(run_id))

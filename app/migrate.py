@@ -42,9 +42,12 @@ def _move(by: Callable[[Config, str], None], revision: str) -> None:
 def _alone(connection: Connection) -> Iterator[None]:
     if connection.dialect.name == "postgresql":
         connection.execute(text(f"SELECT pg_advisory_lock({_LOCK})"))
-        yield
-        connection.execute(text(f"SELECT pg_advisory_unlock({_LOCK})"))
-        connection.commit()
+        try:
+            yield
+        finally:
+            connection.rollback()  # nothing, where all was committed
+            connection.execute(text(f"SELECT pg_advisory_unlock({_LOCK})"))
+            connection.commit()
         return
     driver: Any = connection.connection.driver_connection
     # SQLite changes a column by copying the table: dropping the old one must delete nothing else.

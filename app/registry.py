@@ -6,7 +6,7 @@ from typing import NamedTuple
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
-from app import runs, storage
+from app import files, runs, storage
 from app.crashpoints import crashpoint
 from app.tables import Checkpoint
 
@@ -49,8 +49,10 @@ def keep(db: Session, run_id: str, attempt: int, kept: Collection[tuple[int, int
     is locked: a later attempt's checkpoints can not be among it. Raises LostClaim.
     """
     runs.lock(db, run_id, attempt)
+    gone = set()
     for one in of(db, run_id):
         if (one.step, one.attempt) not in kept:
+            gone.add(storage.checkpoint_folder(run_id, one.step, one.attempt))
             db.execute(
                 delete(Checkpoint).where(
                     Checkpoint.run_id == run_id,
@@ -59,10 +61,12 @@ def keep(db: Session, run_id: str, attempt: int, kept: Collection[tuple[int, int
                 )
             )
     names = {storage.checkpoint_folder(run_id, *one).name for one in kept}
-    found = [one for one in storage.checkpoints_folder(run_id).iterdir() if one.name not in names]
+    gone |= {
+        path for path in storage.checkpoints_folder(run_id).iterdir() if path.name not in names
+    }
     # And what a process that died had not yet given its name.
-    found += [one for one in storage.run_folder(run_id).iterdir() if one.name.startswith(".")]
+    gone |= {path for path in storage.run_folder(run_id).iterdir() if path.name.startswith(".")}
     db.commit()
     crashpoint("checkpoint.forgotten")
-    for path in found:
-        storage.remove(path)
+    for path in gone:
+        files.remove(path)

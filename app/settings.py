@@ -20,6 +20,9 @@ class Settings(BaseSettings):
     )
     database_url: str = Field("", description="PostgreSQL URL; empty: SQLite in the home folder.")
     redis_url: str = Field("", description="Redis URL; empty: the embedded Valkey.")
+    files_url: str = Field(
+        "", description="File store of several machines (s3://..., file:///...); empty: none."
+    )
     hub_url: str = Field(
         "https://huggingface.co", description="Model hub to fetch base models from."
     )

@@ -87,6 +87,16 @@ def whole_model_folder(run_id: str) -> Path:
     return run_folder(run_id) / "whole"
 
 
+def tokenizer_folder(base_model_id: str) -> Path:
+    """A copy of a base model without its weights, where no more is needed. Not made here."""
+    return _folder("tokenizers") / base_model_id
+
+
+def stamp_file(path: Path) -> Path:
+    """Says of a copy from the file store which version it is; locked while it is fetched."""
+    return _folder("stamps") / "-".join(path.relative_to(home()).parts)
+
+
 def crash_mark(name: str) -> Path:
     """Says that a process has died at this crash point, which it does once."""
     return _folder("crashes") / name
@@ -168,7 +178,21 @@ def size(path: Path) -> int:
     """Bytes that a file, or all files of a folder, take."""
     if path.is_file():
         return path.stat().st_size
-    return sum(part.stat().st_size for part in path.rglob("*") if part.is_file())
+    return sum(part.stat().st_size for part in parts(path))
+
+
+def parts(folder: Path) -> list[Path]:
+    """All files in the folder and in those within it, in the order of their names."""
+    return sorted(part for part in folder.rglob("*") if part.is_file())
+
+
+def settle(new: Path, final: Path) -> None:
+    """Give a file or folder its name, in place of what stood there, once it is on the disk."""
+    for path in [*parts(new), new]:
+        sync(path)
+    if final.is_dir():
+        remove(final)
+    put(new, final)
 
 
 def remove(path: Path) -> None:

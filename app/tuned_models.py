@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 
 from app import methods, queue, storage
 from app.errors import Conflict, NotFound
+from app.files import last_model, remove, tuned_model, whole_model
 from app.storage import Path
 from app.tables import Run
 
@@ -42,15 +43,15 @@ def files(run: Run, which: str) -> list[tuple[str, Path]]:
     Pairs of a name inside the archive and the file. Raises NotFound, or Conflict while not ready.
     """
     folders = {
-        "tuned": storage.tuned_model_folder,
-        "last": storage.last_model_folder,
-        "whole": storage.whole_model_folder,
+        "tuned": tuned_model,
+        "last": last_model,
+        "whole": whole_model,
     }
     if which not in folders:
         raise NotFound("There is no such download. Choose tuned, last or whole.")
     if which == "whole" and run.whole_state != "ready":
         raise Conflict("The whole model has not been put together yet. Ask for it first.")
-    folder = folders[which](run.id)
+    folder = folders[which](run.id, run.attempt)
     found = [(part.name, part) for part in sorted(folder.glob("*")) if part.is_file()]
     if not found:
         raise NotFound("The files of this model are gone from the studio's folder.")
@@ -115,4 +116,4 @@ def delete(db: Session, run_id: str) -> None:
     run.deleted_at = time.time()
     run.whole_state = ""
     db.commit()
-    storage.remove(storage.run_folder(run_id))
+    remove(storage.run_folder(run_id))

@@ -3,6 +3,7 @@
 import ctypes
 import getpass
 import glob
+import logging
 import os
 import secrets
 import shutil
@@ -13,9 +14,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
+import httpx
 import pytest
 import redis
 from sqlalchemy import create_engine, text
@@ -53,8 +56,9 @@ def at_once(script: str, count: int) -> list[str]:
     environment = {
         "STUDIO_HOME": settings.home,
         "STUDIO_DATABASE_URL": settings.database_url,
+        "STUDIO_FILES_URL": settings.files_url,
         "PATH": "",
-    }
+    } | {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
     begun = [
         subprocess.Popen(
             [sys.executable, "-c", "import sys\n" + script.replace("GO", waiting)],
@@ -96,40 +100,57 @@ def _postgres_program(name: str) -> str:
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[str]:
     """A temporary PostgreSQL on a unix socket; the URL of its databases, less their names."""
-    initdb, server = _postgres_program("initdb"), _postgres_program("postgres")
+    with serving_postgres() as url:
+        yield url
+
+
+@contextmanager
+def serving_postgres(password: str = "") -> Iterator[str]:
+    """A temporary PostgreSQL; with a password it listens on a port of this machine."""
     folder = Path(tempfile.mkdtemp(prefix="studio-pg-"))
     user = getpass.getuser()
     if os.getuid() == 0:  # PostgreSQL does not run as root
         user = "postgres"
         shutil.chown(folder, user, user)
     as_user = {"user": user, "group": user} if os.getuid() == 0 else {}
-    data = str(folder / "data")
-    subprocess.run(
-        [initdb, "-D", data, "-U", "studio", "-A", "trust", "-E", "UTF8", "--no-sync"],
-        check=True,
-        capture_output=True,
-        cwd=folder,
-        **as_user,
-    )
+    url, where = _new_cluster(folder, password, as_user)
     with (folder / "log").open("w") as log:
         running = subprocess.Popen(
-            [server, "-D", data, "-k", str(folder), "-c", "listen_addresses=", "-F"],
+            [_postgres_program("postgres"), "-D", str(folder / "data"), "-F", *where],
             stdout=log,
             stderr=subprocess.STDOUT,
             cwd=folder,
             preexec_fn=die_with_tests,
             **as_user,
         )
-    url = f"postgresql://studio@/{{name}}?host={folder}"
     admin = create_engine(url.format(name="postgres").replace("://", "+psycopg://"))
     try:
-        assert wait_for(lambda: _answers(admin)), (folder / "log").read_text()
+        assert wait_for(lambda: _answers(admin), 30), (folder / "log").read_text()
         yield url
     finally:
         admin.dispose()
         running.send_signal(signal.SIGQUIT)
         running.wait()
         shutil.rmtree(folder)
+
+
+def _new_cluster(folder: Path, password: str, as_user: dict[str, str]) -> tuple[str, list[str]]:
+    """Its URL, less the database's name, and the options that make the server listen there."""
+    (folder / "password").write_text(password + "\n")
+    how = ["scram-sha-256", "--pwfile", str(folder / "password")] if password else ["trust"]
+    options = ["-D", str(folder / "data"), "-U", "studio", "-E", "UTF8", "--no-sync", "-A", *how]
+    subprocess.run(
+        [_postgres_program("initdb"), *options],
+        check=True,
+        capture_output=True,
+        cwd=folder,
+        **as_user,
+    )
+    if not password:
+        return f"postgresql://studio@/{{name}}?host={folder}", ["-k", str(folder), "-h", ""]
+    port = free_port()
+    where = ["-k", str(folder), "-h", "127.0.0.1", "-p", str(port)]
+    return f"postgresql://studio:{password}@127.0.0.1:{port}/{{name}}", where
 
 
 def _answers(engine: object) -> bool:
@@ -147,7 +168,7 @@ def _use(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     database.engine.cache_clear()
 
 
-def _new_database(server: str) -> str:
+def new_database(server: str) -> str:
     """An empty database, which goes with its server; its URL."""
     name = f"test_{secrets.token_hex(4)}"
     admin = create_engine(
@@ -164,7 +185,7 @@ def empty_postgres(
     postgres_server: str, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[str]:
     """The studio works on an empty database of PostgreSQL, without tables; its URL."""
-    _use(_new_database(postgres_server), monkeypatch)
+    _use(new_database(postgres_server), monkeypatch)
     yield settings.database_url
     database.engine().dispose()
     database.engine.cache_clear()
@@ -172,7 +193,7 @@ def empty_postgres(
 
 @pytest.fixture(scope="session")
 def _postgres_with_tables(postgres_server: str) -> str:
-    url = _new_database(postgres_server)
+    url = new_database(postgres_server)
     engine = create_engine(url.replace("://", "+psycopg://"))
     tables.Table.metadata.create_all(engine)
     engine.dispose()
@@ -227,17 +248,18 @@ def broker(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[redis.Redis]
 def redis_server(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[redis.Redis]:
-    """The system's Redis, reached by URL as on several machines; a client of it."""
+    """The system's Redis, reached by URL and password as on several machines; a client of it."""
     program = shutil.which("redis-server") or shutil.which("valkey-server")
     if program is None:
         missing("Redis", "install it with `apt install redis-server`")
-    port = free_port()
+    port, password = free_port(), secrets.token_hex(8)
+    options = ["--bind", "127.0.0.1", "--dir", str(tmp_path), "--requirepass", password]
     running = subprocess.Popen(
-        [program, "--port", str(port), "--bind", "127.0.0.1", "--dir", str(tmp_path)],
+        [program, "--port", str(port), *options],
         stdout=subprocess.DEVNULL,
         preexec_fn=die_with_tests,
     )
-    monkeypatch.setattr(settings, "redis_url", f"redis://127.0.0.1:{port}/0")
+    monkeypatch.setattr(settings, "redis_url", f"redis://:{password}@127.0.0.1:{port}/0")
     fresh_queue(monkeypatch)
     client = redis.Redis.from_url(settings.redis_url)
     assert wait_for(queue.is_up)
@@ -246,6 +268,60 @@ def redis_server(
     queue.celery().close()
     running.terminate()
     running.wait()
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """A stand-in for S3, with a bucket named "studio"; its address."""
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    httpx.put(f"http://{host}:{port}/studio")
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+def use_s3(address: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A new folder there; its URL. Processes started from now on find it too."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    return f"s3://studio/{secrets.token_hex(4)}"
+
+
+@pytest.fixture(params=["file", "s3"])
+def shared_store(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> str:
+    """The studio has a store for several machines: once a folder, once S3; its URL."""
+    url = f"file://{tmp_path}/share"
+    if request.param == "s3":
+        url = use_s3(request.getfixturevalue("s3_server"), monkeypatch)
+    monkeypatch.setattr(settings, "files_url", url)
+    monkeypatch.setenv("STUDIO_FILES_URL", url)
+    return url
+
+
+class Machines:
+    """Takes the test from one machine, with a home of its own, to another."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder, self.monkeypatch = folder, monkeypatch
+
+    def on(self, name: str) -> None:
+        """Go there; processes started from now on are there too."""
+        self.monkeypatch.setattr(settings, "home", str(self.folder / f"home-{name}"))
+        self.monkeypatch.setenv("STUDIO_HOME", settings.home)
+
+
+@pytest.fixture
+def machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machines:
+    """Several machines: the database is one, the homes are many."""
+    return Machines(tmp_path, monkeypatch)
 
 
 def free_port() -> int:

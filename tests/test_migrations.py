@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from alembic import command
@@ -9,8 +10,21 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.operations import Operations
 from alembic.script import ScriptDirectory
-from sqlalchemy import func, inspect, select, text
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    Double,
+    Float,
+    Integer,
+    MetaData,
+    func,
+    inspect,
+    select,
+    text,
+)
+from sqlalchemy.exc import DataError, IntegrityError
 
 from app import database, migrate, points, runs, tables
 from app.settings import settings
@@ -52,26 +66,111 @@ def test_the_newest_revision_equals_the_tables(empty: str) -> None:
         assert compare_metadata(context, tables.Table.metadata) == []
 
 
-def test_there_and_back(empty: str) -> None:
+def _value(column: Column[Any], number: int) -> Any:
+    """A value that shows whether it came through whole: not null, near the edge of its type."""
+    if isinstance(column.type, Boolean):
+        return True
+    if isinstance(column.type, BigInteger) and column.table.name != "point":
+        return 2**40 + number
+    if isinstance(column.type, Integer):
+        return 2**31 - 1 - number
+    if isinstance(column.type, Double | Float):
+        return 1_763_999_999.123456 + number
+    if isinstance(column.type, JSON):
+        return {"text": "\u00fc \U0001f600 'quoted'", "deep": [{"a": None}, 1.5, 2**40]}
+    return f"{column.name} {number} \u00fc\U0001f600 'quoted'\nline"
+
+
+def _fill() -> None:
+    """Two rows in every table, each column with a value; the second refers to the first ones."""
+    with database.session() as db:
+        for table in tables.Table.metadata.sorted_tables:
+            for number in (1, 2):
+                row = {}
+                for column in table.columns:
+                    [key] = column.foreign_keys or [None]
+                    row[column.name] = _value(key.column if key else column, 1 if key else number)
+                db.execute(table.insert().values(row))
+        db.commit()
+
+
+Held = dict[str, dict[str, list[Any]]]  # table -> column -> values, in one order of rows
+
+
+def _held() -> Held:
+    """All that is in the database, by what the database itself says of its tables."""
+    found, reflected = {}, MetaData()
+    with database.engine().connect() as connection:
+        reflected.reflect(connection)
+        for table in reflected.sorted_tables:
+            if table.name == "alembic_version":
+                continue
+            rows = connection.execute(table.select().order_by(*table.primary_key.columns)).all()
+            names = [column.name for column in table.columns]
+            found[table.name] = {name: [row[at] for row in rows] for at, name in enumerate(names)}
+    return found
+
+
+def _shared(held: Held, other: Held) -> Held:
+    """The part of what is held that has a place in the other."""
+    return {
+        table: {name: held[table][name] for name in columns if name in held[table]}
+        for table, columns in other.items()
+        if table in held
+    }
+
+
+def test_there_and_back_with_data_in_every_table(empty: str) -> None:
     migrate.up()
     assert _names() == {*tables.Table.metadata.tables, "alembic_version"}
-    with database.session() as db:
-        run = factories.run(db, state="running")
-        run_id = run.id
-        db.add(Event(run_id=run_id, attempt=1, message="Taken up."))
-        db.add(Point(run_id=run_id, number=1, attempt=1, **factories.measured(1)._asdict()))
-        db.commit()
-    for revision in REVISIONS[1:]:  # back to the first and up again, step by step: nothing is lost
+    _fill()
+    whole = _held()
+    assert all(len(values) == 2 for columns in whole.values() for values in columns.values())
+    for revision in REVISIONS[1:]:  # step by step down, each time up again, and down to there
+        before = _held()
         migrate.down(revision)
+        older = _held()
+        assert older == _shared(before, older)  # what the older tables hold is what was there
+        migrate.up()
+        newer = _held()
+        assert newer.keys() == whole.keys()
+        assert _shared(newer, older) == older
+        for table in newer.keys() - older.keys():
+            assert all(values == [] for values in newer[table].values())
+        migrate.down(revision)
+        assert _held() == older
     migrate.up()
-    with database.session() as db:
-        assert runs.get(db, run_id).state == "running"
-        assert [point.step for point in points.curve(db, run_id)] == [1]
-        assert len(runs.history(db, run_id)) == 1
+    with database.session() as db:  # and the program can work with what came through
+        run_id = db.scalar(select(Run.id).order_by(Run.id))
+        assert run_id
+        assert runs.get(db, run_id).params["deep"] == [{"a": None}, 1.5, 2**40]
+        assert len(points.curve(db, run_id)) == 2
+        assert len(runs.history(db, run_id)) == 2
+        factories.run(db)
     migrate.down("base")
     assert _names() == {"alembic_version"}
     migrate.up()
     assert _names() == {*tables.Table.metadata.tables, "alembic_version"}
+
+
+def test_going_back_to_where_the_data_does_not_fit_changes_nothing(empty: str) -> None:
+    """Three thousand million tokens are more than 0001 can count on PostgreSQL."""
+    migrate.up()
+    with database.session() as db:
+        run = factories.run(db, state="running")
+        point = factories.measured(1, tokens=3_000_000_000)._asdict()
+        db.add(Point(run_id=run.id, number=1, attempt=1, **point))
+        db.commit()
+    before = _held()
+    if empty == "sqlite":  # where an integer is as long as it must be
+        migrate.down("0001")
+        assert _held()["point"]["tokens"] == [3_000_000_000]
+        return
+    with pytest.raises(DataError, match="out of range"):
+        migrate.down("0001")
+    assert _held() == before
+    at_once("from app import migrate\nGO\nmigrate.up()", 1)  # nothing holds others up
+    assert _held() == before
 
 
 def test_upgrading_again_keeps_everything(empty: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from app import completions, database, methods, processes, prompts, storage, tuned_models, workers
+from app import completions, database, files, methods, processes, prompts, tuned_models, workers
 from app.errors import StudioError
 from app.tables import Completion
 from worker import backbones, generate
@@ -57,8 +57,8 @@ class Models:
             *backbones.load_tuned(
                 method,
                 params,
-                storage.base_model_folder(base_id),
-                storage.tuned_model_folder(run_id),
+                files.base_model(base_id),
+                files.tuned_model(run_id, run.attempt),
                 self.machine,
                 base=base if base is None else backbones.share(base),
             )
@@ -68,7 +68,7 @@ class Models:
         """One copy for each way of holding the weights: as they are, or quantized."""
         key = (base_id, repr(method.load_options(params, self.machine.dtype)))
         if key not in self.bases:
-            folder = storage.base_model_folder(base_id)
+            folder = files.base_model(base_id)
             self.bases[key] = backbones.load_base(method, params, folder, self.machine)
         return self.bases[key]
 
@@ -140,7 +140,7 @@ def _write(one: Answer, tokens: Iterator[int]) -> Iterator[int]:
 
 def _begin(completion: Completion, models: Models) -> tuple[Answer, Iterator[int]]:
     loaded = models.get(completion)
-    formatter = prompts.formatter(storage.base_model_folder(completion.base_model_id))
+    formatter = prompts.formatter(files.base_model(completion.base_model_id))
     settings = completion.settings
     ids = formatter.prompt_ids(completion.template, completion.input, settings["labels"])
     stream = generate.stream(

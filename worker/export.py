@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from app import database, datasets, methods, processes, prompts, runs, storage, tuned_models
+from app import database, datasets, files, methods, processes, prompts, runs, storage, tuned_models
 from app.crashpoints import crashpoint
 from app.errors import StudioError
 from app.tables import Run
@@ -29,9 +29,9 @@ def whole(run: Run, machine: backbones.Hardware) -> float:
     method = methods.get(run.method)
     params = method.schema.model_validate(run.params)
     base = run.experiment.base_model
-    folder = storage.base_model_folder(base.id)
+    folder = files.base_model(base.id)
     target = storage.whole_model_folder(run.id)
-    tuned_folder = storage.tuned_model_folder(run.id)
+    tuned_folder = files.tuned_model(run.id, run.attempt)
     model, _ = backbones.load_tuned(method, params, folder, tuned_folder, machine)
     prompt_ids = _proof(run)
     before = _logits(model, prompt_ids, machine)
@@ -53,12 +53,13 @@ def whole(run: Run, machine: backbones.Hardware) -> float:
             "was not kept. The adapter is right: download that, and load it with PEFT."
         )
     crashpoint("whole.proved")
+    files.publish(target, run.attempt)
     return difference
 
 
 def _proof(run: Run) -> list[list[int]]:
     experiment = run.experiment
-    formatter = prompts.formatter(storage.base_model_folder(experiment.base_model_id))
+    formatter = prompts.formatter(files.base_model(experiment.base_model_id))
     rows = datasets.rows(experiment.dataset)
     return [
         formatter.prompt_ids(experiment.template, rows[index].input, experiment.labels)

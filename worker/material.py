@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from app import datasets, methods, prompts, storage
+from app import datasets, files, methods, prompts
 from app.examples import Example
 from app.tables import Experiment, Run
 
@@ -22,7 +22,7 @@ def gather(run: Run) -> Material:
     experiment = run.experiment
     method = methods.get(run.method)
     params = method.schema.model_validate(run.params)
-    formatter = prompts.formatter(storage.base_model_folder(experiment.base_model_id))
+    formatter = prompts.formatter(files.base_model(experiment.base_model_id))
     examples = datasets.rows(experiment.dataset)
     rows = {
         part: [

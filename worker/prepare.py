@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.pytorch_utils import Conv1D
 
-from app import base_models, database, processes, prompts, storage
+from app import base_models, database, files, processes, prompts, storage
 from app.base_models import DEFAULT
 from app.chat import read_json
 from app.crashpoints import crashpoint
@@ -91,6 +91,7 @@ def _made(model: BaseModel, say: Say) -> dict[str, Any]:
         os.sync()  # the files are there before the row says so
         folder.rename(final)
         crashpoint("base_model.placed")
+        files.publish(final)
     finally:
         storage.remove(folder)
     return found

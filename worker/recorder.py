@@ -7,11 +7,12 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from app import database, points, registry, room, runs, storage
+from app import database, files, points, registry, room, runs, storage
 from app.crashpoints import crashpoint
 from app.points import Measured
 from app.settings import settings
-from worker import backbones, checkpoints, distributed
+from app.tables import Checkpoint
+from worker import backbones, checkpoints, distributed, sharing
 from worker.job import Job
 from worker.train import Tick
 from worker.watch import Stopped
@@ -37,7 +38,7 @@ def save(job: Job, model: Any, state: checkpoints.State, folder: storage.Path) -
             model,
             new,
             base_name=base.address if base.source == "hub" else base.name,
-            base_folder=storage.base_model_folder(base.id),
+            base_folder=files.base_model(base.id),
             machine=job.machine,
         )
         crashpoint("tuned.written")
@@ -64,6 +65,7 @@ def resume(job: Job, state: checkpoints.State) -> None:
     run = job.run
     if job.group.leads:
         checkpoints.mend(storage.tuned_model_folder(run.id))
+        sharing.fetch_best(job)
     rows = database.lasting(lambda db: registry.of(db, run.id))
     found = [
         checkpoints.Found(
@@ -74,7 +76,7 @@ def resume(job: Job, state: checkpoints.State) -> None:
         )
         for one in rows
     ]
-    loaded = checkpoints.load(found, state)
+    loaded = checkpoints.load(sharing.fetched(job, found), state)
     job.group.align(state.step, state.trained.values())
     if not job.group.leads:
         return
@@ -105,6 +107,8 @@ class Recorder:
         self.saved = time.monotonic()
         self.saving = 0.0  # seconds that the last checkpoint took
         self.kept = state.numbers()  # what can be gone on from without another checkpoint
+        self.outbox = sharing.Outbox(job)
+        self.for_all = self._rows()[:1]  # the newest checkpoint that other machines can have too
 
     def follow(self, going: Any) -> None:
         """Until the end of training. Raises Stopped, with everything saved, or LostClaim."""
@@ -117,6 +121,7 @@ class Recorder:
             going.close()
             if stop.why != "cancelling":
                 self.checkpoint()
+                self.outbox.send()
             raise
         self.checkpoint()
 
@@ -127,16 +132,27 @@ class Recorder:
                 self._save_if_due()
                 self.job.watch.check_together()
             return
-        if (
-            isinstance(item, Tick) and item.doing == "training"
-        ):  # the step before has been looked at
-            self._save_if_due()
+        if isinstance(item, Tick) and item.doing == "training":
+            self._save_if_due()  # the step before has been looked at
         self.job.watch.check()
+
+    def keep_result(self) -> None:
+        """After the last step: save what the run leaves, and see that every machine can have it."""
+        run, best = self.job.run, storage.tuned_model_folder(self.job.run.id)
+        last = storage.last_model_folder(run.id)
+        save(self.job, self.model, self.state, last)
+        if not self.state.best_step:  # no validation loss was a number: the last is all there is
+            save(self.job, self.model, self.state, best)
+        self.outbox.put(best, run.attempt)
+        self.outbox.put(last, run.attempt)
+        self.outbox.empty()
 
     def _take(self, point: Measured) -> None:
         self.waiting.append(point)
         if point.kind == "validation" and self.state.best_step == point.step > 0:
-            save(self.job, self.model, self.state, storage.tuned_model_folder(self.job.run.id))
+            best = storage.tuned_model_folder(self.job.run.id)
+            save(self.job, self.model, self.state, best)
+            self.outbox.put(best, self.job.run.attempt)
         if point.kind == "validation" or time.monotonic() - self.recorded > RECORD_SECONDS:
             self._record()
 
@@ -181,13 +197,19 @@ class Recorder:
         except Exception:
             storage.remove(new)
             raise
+        self.outbox.put(final)  # after the best state, which it speaks of
+        self.outbox.send()
         self._prune()
         self.kept = self.state.numbers()
         self.saved = time.monotonic()
         self.saving = self.saved - started
 
+    def _rows(self) -> list[Checkpoint]:
+        return database.lasting(lambda db: registry.of(db, self.job.run.id))
+
     def _prune(self) -> None:
-        run = self.job.run
-        newest = database.lasting(lambda db: registry.of(db, run.id))[:KEPT]
-        kept = {(one.step, one.attempt) for one in newest}
+        run, rows = self.job.run, self._rows()
+        if not self.outbox.waiting:
+            self.for_all = rows[:1]
+        kept = {(one.step, one.attempt) for one in [*rows[:KEPT], *self.for_all]}
         database.lasting(lambda db: registry.keep(db, run.id, run.attempt, kept))

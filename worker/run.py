@@ -10,15 +10,15 @@ from typing import Any
 
 import torch
 
-from app import database, methods, processes, room, runs, storage, workers
+from app import database, files, methods, processes, room, runs, storage, workers
 from app.errors import LostClaim, StudioError
 from app.tables import Run
-from worker import backbones, distributed, launch, scoring, train
+from worker import backbones, distributed, launch, scoring, sharing, train
 from worker.distributed import ALONE, Group
 from worker.job import Job, like_before
 from worker.keeper import SAVED
 from worker.material import gather
-from worker.recorder import Recorder, resume, save
+from worker.recorder import Recorder, resume
 from worker.watch import Stopped, Watch
 
 LITTLE = 2**20  # bytes that may have been asked for when a write of unknown size found no room
@@ -33,6 +33,7 @@ def tune(run: Run, watch: Watch, group: Group = ALONE) -> None:
     """
     method = methods.get(run.method)
     params = method.schema.model_validate(run.params)
+    sharing.fetch_material(run, watch)
     machine, change = like_before(backbones.hardware(group.size), run.figures, group.size)
     job = Job(run, method, params, gather(run), machine, watch, group)
     if change:
@@ -79,7 +80,7 @@ def _describe(job: Job) -> None:
 
 def _train(job: Job) -> None:
     """Train to the end, from the newest checkpoint if there is one."""
-    folder = storage.base_model_folder(job.run.experiment.base_model_id)
+    folder = files.base_model(job.run.experiment.base_model_id)
     seed = job.run.experiment.seed
     model, soft_prefix = backbones.load_trainable(
         job.method, job.params, folder, seed, job.machine, job.group
@@ -108,10 +109,9 @@ def _train(job: Job) -> None:
         usual_rates=job.method.usual_rates,
         group=job.group,
     )
-    Recorder(job, model, state).follow(going)
-    save(job, model, state, storage.last_model_folder(job.run.id))
-    if not state.best_step:  # no validation loss was a number: the last state is all there is
-        save(job, model, state, storage.tuned_model_folder(job.run.id))
+    recorder = Recorder(job, model, state)
+    recorder.follow(going)
+    recorder.keep_result()
     peak = backbones.peak_memory_mb(job.machine)
     earlier = job.run.figures.get("peak_memory_mb", 0.0)  # of an attempt that was interrupted
     job.run.figures |= {

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from app import database, methods, prompts, runs, storage
+from app import database, files, methods, prompts, runs
 from app.comparison import baselines, scores
 from worker import backbones, evaluate, obstacles
 from worker.job import Job
@@ -44,8 +44,8 @@ def score_run(job: Job) -> dict[str, Any]:
     model, soft_prefix = backbones.load_tuned(
         job.method,
         job.params,
-        storage.base_model_folder(run.experiment.base_model_id),
-        storage.tuned_model_folder(run.id),
+        files.base_model(run.experiment.base_model_id),
+        files.tuned_model(run.id, run.attempt),
         job.machine,
     )
     return _score(job, model, soft_prefix, owner=run.id, of="the tuned model")
@@ -56,7 +56,7 @@ def score_base(job: Job) -> None:
     known = _known(job)
     if known.validation_loss is not None and known.scores:
         return
-    folder = storage.base_model_folder(job.run.experiment.base_model_id)
+    folder = files.base_model(job.run.experiment.base_model_id)
     model = backbones.load_base(methods.Method(), None, folder, job.machine)
     if known.validation_loss is None:
         rows, plain = job.material.validation, _plain(job, model, None)
@@ -132,7 +132,7 @@ def _losses(
 
 def _answers(job: Job, model: Any, soft_prefix: torch.Tensor | None, of: str) -> list[str]:
     experiment = job.run.experiment
-    formatter = prompts.formatter(storage.base_model_folder(experiment.base_model_id))
+    formatter = prompts.formatter(files.base_model(experiment.base_model_id))
     ids = [list(row.prompt_ids) for row in job.material.test]
     texts: dict[int, str] = {}
     tell = _progress(job, f"Scoring {of}: answers", len(ids))

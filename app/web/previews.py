@@ -7,7 +7,7 @@ from typing import Any
 
 import pydantic
 
-from app import datasets, prompts, storage
+from app import datasets, files, prompts
 from app.errors import Invalid
 from app.tables import Dataset
 from app.web import drafts
@@ -52,7 +52,7 @@ def _preview(
     sent: Mapping[str, str],
     cards: Sequence[drafts.Card],
 ) -> Preview:
-    formatter = prompts.formatter(storage.base_model_folder(base_model_id))
+    formatter = prompts.formatter(files.tokenizer(base_model_id))
     asked = sent.get("row", "").strip()
     row = int(asked) if asked.isascii() and asked.isdecimal() and len(asked) < 9 else 1
     row = min(max(1, row), dataset.num_examples)
@@ -90,7 +90,7 @@ def _lengths(
     base_model_id: str, which: _Rows, template: str, labels: tuple[str, ...]
 ) -> tuple[int, ...]:
     """Tokens of each row, prompt and answer."""
-    formatter = prompts.formatter(storage.base_model_folder(base_model_id))
+    formatter = prompts.formatter(files.tokenizer(base_model_id))
     rows = datasets.rows(which.dataset)
     rows = rows[:: -(-len(rows) // MOST_ROWS)]
     return tuple(

@@ -1,7 +1,7 @@
 """Code that a person can paste to load a tuned model without the studio."""
 
-from app import methods, prompts, storage
-from app.errors import Invalid
+from app import files, methods, prompts, storage
+from app.errors import StudioError
 from app.tables import Experiment, Run
 
 _ADAPTER = """\
@@ -38,13 +38,13 @@ def loading(run: Run, folder: str) -> str:
     # Only a model of the hub can be named; of another the studio's own copy is what was tuned on.
     address = base.address if base.source == "hub" else str(base_folder)
     load = _ADAPTER if methods.get(run.method).frozen_base else _WHOLE
-    prompt = _prompt(base_folder, experiment)
+    prompt = _prompt(experiment)
     return load.format(base=address, folder=f"./{folder}") + _ANSWER.format(prompt=prompt)
 
 
-def _prompt(base_folder: storage.Path, experiment: Experiment) -> str:
+def _prompt(experiment: Experiment) -> str:
     try:
-        formatter = prompts.formatter(base_folder)
-    except Invalid:  # the base model's files are gone; the template is still worth showing
+        formatter = prompts.formatter(files.tokenizer(experiment.base_model_id))
+    except StudioError:  # its files are gone, or away; the template is still worth showing
         return prompts.fill(experiment.template, "Your text", experiment.labels)
     return formatter.prompt(experiment.template, "Your text", experiment.labels)
