@@ -210,9 +210,9 @@ def test_what_is_computed_stays_as_it_was_begun(
     first = small.now(run.id).figures
     assert first["threads"] == before
 
-    def other() -> Any:
+    def other(*given: Any) -> Any:
         torch.set_num_threads(before + 1)
-        return real()._replace(name="Another CPU", threads=before + 1, memory_mb=1.0)
+        return real(*given)._replace(name="Another CPU", threads=before + 1, memory_mb=1.0)
 
     monkeypatch.setattr(worker_run.backbones, "hardware", other)
     attempt(run.id)

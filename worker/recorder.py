@@ -111,7 +111,7 @@ class Recorder:
         self.for_all = self._rows()[:1]  # the newest checkpoint that other machines can have too
 
     def follow(self, going: Any) -> None:
-        """Until the end of training. Raises Stopped, with everything saved, or LostClaim."""
+        """Until the result is kept. Raises Stopped, with everything saved, or LostClaim."""
         try:
             for item in going:
                 if isinstance(item, Measured):
@@ -124,6 +124,7 @@ class Recorder:
                 self.outbox.send()
             raise
         self.checkpoint()
+        self._keep_result()
 
     def _heed(self, item: Measured | Tick) -> None:
         """Save if it is time, and hear whether to stop: processes that share a run after each point."""
@@ -136,7 +137,7 @@ class Recorder:
             self._save_if_due()  # the step before has been looked at
         self.job.watch.check()
 
-    def keep_result(self) -> None:
+    def _keep_result(self) -> None:
         """After the last step: save what the run leaves, and see that every machine can have it."""
         run, best = self.job.run, storage.tuned_model_folder(self.job.run.id)
         last = storage.last_model_folder(run.id)

@@ -109,9 +109,7 @@ def _train(job: Job) -> None:
         usual_rates=job.method.usual_rates,
         group=job.group,
     )
-    recorder = Recorder(job, model, state)
-    recorder.follow(going)
-    recorder.keep_result()
+    Recorder(job, model, state).follow(going)
     peak = backbones.peak_memory_mb(job.machine)
     earlier = job.run.figures.get("peak_memory_mb", 0.0)  # of an attempt that was interrupted
     job.run.figures |= {
