@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from app import queue
+from app import forecast, queue
 from app.errors import Conflict, LostClaim, NotFound
 from app.tables import Event, Run, new_id
 
@@ -210,6 +210,7 @@ def retry(db: Session, run_id: str) -> Run:
     if old.state not in {"failed", "cancelled"}:
         _refuse(db, run_id, "be tried again")
     new = Run(id=new_id(), experiment_id=old.experiment_id, method=old.method, params=old.params)
+    new.forecast = forecast.make(db, old.experiment, old.method, old.params)
     db.add(new)
     db.commit()
     queue.ring("tuner")

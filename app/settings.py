@@ -30,6 +30,9 @@ class Settings(BaseSettings):
         30.0, gt=0, description="How long a worker's claim on a run holds."
     )
     checkpoint_seconds: float = Field(60.0, gt=0, description="Time between two checkpoints.")
+    runs_at_once: int = Field(
+        0, ge=0, description="Most runs of one tuner; 0: one on a CPU, what fits on a GPU."
+    )
     threads: int = Field(0, ge=0, description="CPU threads for tuning; 0: all cores.")
 
 

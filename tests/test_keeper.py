@@ -37,7 +37,10 @@ from app.tables import BaseModel, Run
 from tests import factories
 from tests.servers import fresh_queue, wait_for
 from worker import keeper
-from worker.keeper import Child, Generator, Keeper, Tuner
+from worker import tuner as tuner_module
+from worker.generator import Generator
+from worker.keeper import Child, Keeper
+from worker.tuner import Tuner
 
 # Pipes of processes that have ended are closed when they are collected: soon enough.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
@@ -64,7 +67,7 @@ def started(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[t
     """Starts keepers, whose children work on the test's home; ends them after the test."""
     monkeypatch.setenv("STUDIO_HOME", settings.home)
     monkeypatch.setattr(keeper, "LOOK_SECONDS", 0.1)
-    monkeypatch.setattr(keeper, "SAVE_SECONDS", 5.0)
+    monkeypatch.setattr(tuner_module, "SAVE_SECONDS", 5.0)
     running: list[Keeper] = []
 
     def start(kind: type[Keeper]) -> Keeper:
@@ -96,6 +99,12 @@ def _becomes(run: Run, state: str, seconds: float = 15.0) -> Run:
 def _alive() -> list[str]:
     with database.reading() as db:
         return [worker.kind for worker in workers.alive(db)]
+
+
+def _described() -> bool:
+    """Whether a child has said what the worker has: before that nothing is taken."""
+    with database.reading() as db:
+        return any(worker.memory_mb for worker in workers.alive(db))
 
 
 def _is_gone(pid: int) -> bool:
@@ -130,7 +139,7 @@ def test_a_bell_is_heard_at_once(
 ) -> None:
     monkeypatch.setattr(keeper, "LOOK_SECONDS", 60.0)
     tuner = started(LightTuner)
-    assert wait_for(lambda: tuner.spare)
+    assert wait_for(_described)
     time.sleep(0.5)  # it has looked, and now waits for a minute
     run = _run(db, "finish")
     tuner.wake()
@@ -183,7 +192,7 @@ def test_a_tuner_that_is_stopped_hands_its_run_back(db: Session, started: Any) -
 def test_a_run_that_does_not_save_in_time_is_put_back(
     db: Session, started: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(keeper, "SAVE_SECONDS", 0.5)
+    monkeypatch.setattr(tuner_module, "SAVE_SECONDS", 0.5)
     run = _run(db, "hang")
     tuner = started(LightTuner)
     assert wait_for(lambda: _now(run.id).figures)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from app import storage
 from app.methods import Method
+from app.room import gpu_name
 from app.settings import settings
 from app.storage import Path
 from worker import checkpoints
@@ -54,7 +55,8 @@ def hardware() -> Hardware:
         about = torch.cuda.get_device_properties(0)
         native = torch.cuda.is_bf16_supported(including_emulation=False)
         memory = about.total_memory / 2**20
-        return Hardware("cuda", "bfloat16" if native else "float32", about.name, memory, threads)
+        name = gpu_name(about.name)
+        return Hardware("cuda", "bfloat16" if native else "float32", name, memory, threads)
     able = torch.cpu.get_capabilities()
     native = any(able.get(name) for name in ("avx512_bf16", "amx_bf16", "arm_bf16", "bf16"))
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**20
