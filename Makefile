@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 STAMPS := .stamps
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check fix clean
+.PHONY: help setup run test test-faults simulate-queue check fix clean
 
 help: ## Show this list
-	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(STAMPS)/venv: requirements.lock pyproject.toml
 	@mkdir -p $(STAMPS)
@@ -31,6 +31,12 @@ run: setup ## Start the studio: sets up whatever is missing, prints the link to 
 
 test: setup ## Run every test (T=path for some of them)
 	@$(BIN)/python -m pytest $(T)
+
+test-faults: setup ## Run the long tests of faults and races
+	@$(BIN)/python -m pytest -m faults $(T)
+
+simulate-queue: $(STAMPS)/venv ## 200 workers and 20,000 runs on PostgreSQL: what the queue bears
+	@$(BIN)/python -m benchmarks.queue_simulation
 
 check: $(STAMPS)/venv ## Check format, style and types
 	@$(BIN)/ruff format --check .

@@ -8,7 +8,7 @@ import pydantic
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
-from app import base_models, datasets, forecast, methods, order, prompts, queue, runs, storage
+from app import base_models, datasets, forecast, methods, prompts, queue, runs, storage
 from app.errors import Conflict, Invalid, NotFound
 from app.tables import Answer, BaseModel, Completion, Event, Experiment, Point, Run, new_id
 
@@ -69,7 +69,7 @@ def create(
     db.add(experiment)
     db.flush()
     for key, params in chosen.items():
-        run = Run(experiment_id=experiment.id, method=key, params=params, position=order.end(db))
+        run = Run(experiment_id=experiment.id, method=key, params=params, position=runs.behind(db))
         run.forecast = forecast.make(db, experiment, key, params)
         db.add(run)
         db.flush()  # one by one: the queue keeps the order of the methods

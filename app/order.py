@@ -3,7 +3,7 @@
 import time
 from typing import Any, Literal
 
-from sqlalchemy import func, select, tuple_, update
+from sqlalchemy import delete, func, select, tuple_, update
 from sqlalchemy.orm import Session
 
 from app import database, queue, runs
@@ -36,16 +36,9 @@ def hold(db: Session) -> None:
 
 def release(db: Session) -> None:
     """Let the workers take from the queue again."""
-    if choice := db.get(Choice, _HELD):
-        db.delete(choice)
+    db.execute(delete(Choice).where(Choice.key == _HELD))
     db.commit()
     queue.ring("tuner")
-
-
-def end(db: Session) -> float:
-    """A position behind all that are queued, even if the clock has been put back since."""
-    last = db.scalar(select(func.max(Run.position)).where(Run.state == "queued"))
-    return max(time.time(), (last or 0.0) + 0.001)
 
 
 def move(db: Session, run_id: str, where: Move) -> None:

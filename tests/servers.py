@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -43,7 +44,7 @@ def wait_for(true: Callable[[], object], seconds: float = 10.0) -> bool:
     return bool(true())
 
 
-def at_once(script: str, count: int) -> list[str]:
+def at_once(script: str, count: int, seconds: float = 120.0) -> list[str]:
     """What each of so many processes says that run the script at the same moment.
 
     They work on the test's home and database; `name` is theirs, p0, p1 and so on. What they
@@ -75,7 +76,7 @@ def at_once(script: str, count: int) -> list[str]:
         assert process.stdin
         process.stdin.write(f"p{number}\n")
         process.stdin.flush()
-    said = [process.communicate(timeout=120) for process in begun]
+    said = [process.communicate(timeout=seconds) for process in begun]
     for process, (_, complaint) in zip(begun, said, strict=True):
         assert process.returncode == 0, complaint
     return [out for out, _ in said]
@@ -96,6 +97,13 @@ def _postgres_program(name: str) -> str:
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[str]:
     """A temporary PostgreSQL on a unix socket; the URL of its databases, less their names."""
+    with running_postgres() as url:
+        yield url
+
+
+@contextmanager
+def running_postgres(*options: str) -> Iterator[str]:
+    """The same, started with such options, for as long as this is open."""
     initdb, server = _postgres_program("initdb"), _postgres_program("postgres")
     folder = Path(tempfile.mkdtemp(prefix="studio-pg-"))
     user = getpass.getuser()
@@ -113,7 +121,7 @@ def postgres_server() -> Iterator[str]:
     )
     with (folder / "log").open("w") as log:
         running = subprocess.Popen(
-            [server, "-D", data, "-k", str(folder), "-c", "listen_addresses=", "-F"],
+            [server, "-D", data, "-k", str(folder), "-c", "listen_addresses=", "-F", *options],
             stdout=log,
             stderr=subprocess.STDOUT,
             cwd=folder,
@@ -147,7 +155,7 @@ def _use(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     database.engine.cache_clear()
 
 
-def _new_database(server: str) -> str:
+def new_database(server: str) -> str:
     """An empty database, which goes with its server; its URL."""
     name = f"test_{secrets.token_hex(4)}"
     admin = create_engine(
@@ -164,7 +172,7 @@ def empty_postgres(
     postgres_server: str, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[str]:
     """The studio works on an empty database of PostgreSQL, without tables; its URL."""
-    _use(_new_database(postgres_server), monkeypatch)
+    _use(new_database(postgres_server), monkeypatch)
     yield settings.database_url
     database.engine().dispose()
     database.engine.cache_clear()
@@ -172,7 +180,7 @@ def empty_postgres(
 
 @pytest.fixture(scope="session")
 def _postgres_with_tables(postgres_server: str) -> str:
-    url = _new_database(postgres_server)
+    url = new_database(postgres_server)
     engine = create_engine(url.replace("://", "+psycopg://"))
     tables.Table.metadata.create_all(engine)
     engine.dispose()

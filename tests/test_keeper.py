@@ -32,6 +32,7 @@ from app import (
     valkey,
     workers,
 )
+from app.room import gpu_name
 from app.settings import settings
 from app.tables import BaseModel, Run
 from tests import factories
@@ -132,6 +133,45 @@ def test_runs_are_taken_one_after_another(db: Session, started: Any) -> None:
     assert len({run.figures["pid"] for run in found}) == 2  # a process each
     begun = [run.started_at or 0 for run in found]
     assert begun == sorted(begun)
+
+
+def test_a_gpu_takes_several_as_they_fit(
+    db: Session, started: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PRETENDED_DEVICE", gpu_name("Test"))  # with 8000 MB
+    of = factories.experiment(db)
+    queued = [
+        _run(db, "save when told", experiment_id=of.id, position=float(place), forecast=forecast)
+        for place, forecast in enumerate(
+            {"gpu_memory_mb": memory_mb, "seconds": seconds}
+            for memory_mb, seconds in ((3000, 600.0), (5000, 600.0), (4000, 60.0))
+        )
+    ]
+    tuner = started(LightTuner)
+    assert wait_for(lambda: [_now(run.id).state for run in queued].count("running") == 2, 30)
+    time.sleep(0.5)
+    # The second would not fit beside the first; the third does, and ends before it.
+    assert [_now(run.id).state for run in queued] == ["running", "queued", "running"]
+    assert wait_for(lambda: all(_now(run.id).figures for run in (queued[0], queued[2])))
+    time.sleep(0.2)  # their handlers are there
+    tuner.stop()
+    assert [_now(run.id).state for run in queued] == ["queued"] * 3
+
+
+def test_a_cpu_takes_several_only_if_it_is_told_to(
+    db: Session, started: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settings, "runs_at_once", 2)
+    of = factories.experiment(db)
+    forecast = {"memory_mb": 2000, "seconds": 60.0}
+    queued = [
+        _run(db, "save when told", experiment_id=of.id, position=float(place), forecast=forecast)
+        for place in range(3)
+    ]
+    started(LightTuner)
+    assert wait_for(lambda: [_now(run.id).state for run in queued].count("running") == 2, 30)
+    time.sleep(0.5)
+    assert [_now(run.id).state for run in queued] == ["running", "running", "queued"]
 
 
 def test_a_bell_is_heard_at_once(
