@@ -4,9 +4,10 @@ import re
 
 import pytest
 from fastapi.testclient import TestClient
+from playwright.sync_api import expect
 from sqlalchemy.orm import Session
 
-from app import order, workers
+from app import order, storage, workers
 from app.tables import Worker
 from tests import factories, web
 
@@ -119,3 +120,28 @@ def test_json_says_and_does_the_same(browser: TestClient, db: Session) -> None:
     assert browser.get("/api/queue").json()["held_since"] > 0
     assert browser.post("/api/queue/release").json() == {"held_since": None}
     assert browser.post("/api/queue/nothing/up").status_code == 404
+
+
+@pytest.mark.browser
+def test_the_keyboard_stays_at_the_run_that_it_moves(home: object, db: Session) -> None:
+    _alive(db)
+    first, second, third = _queue(db)
+    with web.served() as address, web.chromium() as chromium:
+        page = chromium.new_page(base_url=address)
+        page.goto(f"/?token={storage.token()}")
+        page.goto("/queue")
+        rows, held = page.locator("tr[id]"), page.locator("#held")
+        page.locator(f"#up-{third}").focus()
+        for ids in ([first, third, second], [third, first, second], [third, first, second]):
+            with page.expect_response("**/queue?**"):
+                page.keyboard.press("Enter")
+            for place, run_id in enumerate(ids):
+                expect(rows.nth(place)).to_have_id(f"line-{run_id}")
+            expect(page.locator(f"#up-{third}")).to_be_focused()
+        with page.expect_response("**/queue/lines**"):
+            pass  # the page looks again by itself
+        expect(page.locator(f"#up-{third}")).to_be_focused()
+        held.focus()
+        page.keyboard.press("Enter")
+        expect(held).to_have_text("Release the queue")
+        expect(held).to_be_focused()
