@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 STAMPS := .stamps
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-faults check fix clean
+.PHONY: help setup run test test-faults simulate-queue check fix clean
 
 help: ## Show this list
-	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(STAMPS)/venv: requirements.lock pyproject.toml
 	@mkdir -p $(STAMPS)
@@ -33,7 +33,10 @@ test: setup ## Run every test (T=path for some of them)
 	@$(BIN)/python -m pytest $(T)
 
 test-faults: setup ## Kill, fill, lock and stop everything, over and over (an hour; FAULTS_SEED repeats one)
-	@$(BIN)/python -m pytest tests/faults -m "faults or not faults" $(T)
+	@$(BIN)/python -m pytest -m faults $(T)
+
+simulate-queue: $(STAMPS)/venv ## 200 workers and 20,000 runs on PostgreSQL: what the queue bears
+	@$(BIN)/python -m benchmarks.queue_simulation
 
 check: $(STAMPS)/venv ## Check format, style and types
 	@$(BIN)/ruff format --check .

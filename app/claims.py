@@ -1,12 +1,13 @@
-"""Who works on which run: the order of the queue, claims, leases, and putting back what was lost."""
+"""Who works on which run: claims in the queue's order, leases, and putting back what was lost."""
 
 import contextlib
 import time
 
-from sqlalchemy import or_, select, text, update
+from sqlalchemy import func, or_, select, text, update
 from sqlalchemy.orm import Session
 
-from app import queue, room, runs
+from app import order, queue, room, runs
+from app.capacity import Room, Taken, devices, fits, need
 from app.crashpoints import crashpoint
 from app.errors import LostClaim
 from app.settings import settings
@@ -32,29 +33,29 @@ def now(db: Session) -> tuple[float, str]:
     return time.monotonic(), _boot_id()
 
 
-def claim_next(db: Session, worker: str) -> Run | None:
-    """Take the first run of the queue for this worker, or None.
+def claim_next(db: Session, worker: str, place: Room | None = None) -> Run | None:
+    """Take the first run of the queue that fits into the worker, or None. No place given: all fit.
 
-    One conditional UPDATE: of two workers that want the same run exactly one gets it.
+    One conditional UPDATE: of two workers that want the same run exactly one gets it. Nothing is
+    taken while the queue is held.
     """
     moment, clock = now(db)
-    for run_id in db.scalars(
-        select(Run.id).where(Run.state == "queued").order_by(Run.position, Run.id).limit(5)
-    ).all():
+    while (run_id := _first(db, place)) is not None:
         taken = runs.move(
             db,
             run_id,
             frozenset({"queued"}),
             "running",
+            order.not_held(),
             worker=worker,
             attempt=Run.attempt + 1,
             lease_until=moment + settings.lease_seconds,
             clock=clock,
             phase="loading",
+            started_at=func.coalesce(Run.started_at, time.time()),
         )
         if taken:
             run = runs.get(db, run_id)
-            run.started_at = run.started_at or time.time()
             message = "Taken up." if run.attempt == 1 else f"Taken up again at step {run.step}."
             runs.note(db, run_id, run.attempt, message)
             crashpoint("claim.noted")
@@ -64,6 +65,32 @@ def claim_next(db: Session, worker: str) -> Run | None:
             return run
     db.commit()
     return None
+
+
+def _first(db: Session, place: Room | None) -> str | None:
+    """The first queued run that may be taken, passing over those that others take just now.
+
+    Small runs may overtake a large one, but not for ever. The first run that would fit into the
+    empty worker is the next; while it does not fit beside what is at work there, only such runs
+    go before it as will, by forecast, have ended by the time that it fits. Whatever is at work longer
+    than forecast counts as ending now, so then nothing overtakes, and the worker runs itself empty.
+    """
+    queued = select(Run.id).where(Run.state == "queued", order.not_held())
+    if place and place.taken:
+        columns = select(Run.forecast, Run.params).where(
+            Run.state == "queued", fits(place.emptied())
+        )
+        head = db.execute(columns.order_by(Run.position, Run.id).limit(1)).first()
+        if head is None:
+            return None
+        wants = Taken(need(head.forecast, place.gpu), 0.0, devices(head.params))
+        if not place.holds(wants):
+            seconds = Run.forecast["seconds"].as_float()
+            queued = queued.where(seconds <= place.wait(wants))
+    if place:
+        queued = queued.where(fits(place))
+    queued = queued.order_by(Run.position, Run.id).limit(1)
+    return db.scalar(queued.with_for_update(of=Run, skip_locked=True))
 
 
 def beat(db: Session, run_id: str, attempt: int) -> None:

@@ -154,6 +154,15 @@ def lasting(
             time.sleep(0.5)
 
 
+def take_turns(db: Session, what: str) -> None:
+    """Wait until no other transaction is at `what`; it is this one's until it ends.
+
+    On SQLite nothing is left to do: of transactions that may write there is one at a time.
+    """
+    if db.get_bind().dialect.name == "postgresql":
+        db.execute(text("SELECT pg_advisory_xact_lock(hashtext(:what))"), {"what": what})
+
+
 def is_up() -> bool:
     """Whether the database answers."""
     try:

@@ -8,7 +8,7 @@ import pydantic
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
-from app import base_models, datasets, files, methods, prompts, queue, runs, storage
+from app import base_models, datasets, files, forecast, methods, prompts, queue, runs, storage
 from app.crashpoints import crashpoint
 from app.errors import Conflict, Invalid, NotFound
 from app.tables import (
@@ -81,13 +81,19 @@ def create(
     db.add(experiment)
     db.flush()
     for key, params in chosen.items():
-        db.add(Run(experiment_id=experiment.id, method=key, params=params))
-        db.flush()  # one by one: the queue keeps the order of the methods
+        _queue(db, experiment, key, params)
     crashpoint("experiment.stored")
     db.commit()
     crashpoint("experiment.committed")
     queue.ring("tuner")
     return get(db, experiment.id)
+
+
+def _queue(db: Session, experiment: Experiment, method: str, params: dict[str, Any]) -> None:
+    run = Run(experiment_id=experiment.id, method=method, params=params, position=runs.behind(db))
+    run.forecast = forecast.make(db, experiment, method, params)
+    db.add(run)
+    db.flush()  # one by one: the queue keeps the order of the methods
 
 
 def checked_params(

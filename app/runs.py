@@ -3,10 +3,10 @@
 import time
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
-from app import queue
+from app import forecast, queue
 from app.crashpoints import crashpoint
 from app.errors import Conflict, LostClaim, NotFound
 from app.tables import Event, Run, new_id
@@ -219,6 +219,8 @@ def retry(db: Session, run_id: str) -> Run:
     if old.state not in {"failed", "cancelled"}:
         _refuse(db, run_id, "be tried again")
     new = Run(id=new_id(), experiment_id=old.experiment_id, method=old.method, params=old.params)
+    new.forecast = forecast.make(db, old.experiment, old.method, old.params)
+    new.position = behind(db)
     db.add(new)
     db.commit()
     queue.ring("tuner")
@@ -226,8 +228,19 @@ def retry(db: Session, run_id: str) -> Run:
     return new
 
 
-def in_progress(db: Session) -> list[Run]:
-    """Runs that are held or wait, in the queue's order."""
-    return list(
-        db.scalars(select(Run).where(Run.state.not_in(FINAL)).order_by(Run.position, Run.id))
-    )
+def behind(db: Session) -> float:
+    """A position behind all that are queued, even if the clock has been put back since."""
+    last = db.scalar(select(func.max(Run.position)).where(Run.state == "queued"))
+    return max(time.time(), (last or 0.0) + 0.001)
+
+
+def at_work(db: Session) -> list[Run]:
+    """Runs that a worker holds, in the order that they had in the queue."""
+    held = select(Run).where(Run.state.in_(HELD))
+    return list(db.scalars(held.order_by(Run.position, Run.id)))
+
+
+def count_waiting(db: Session) -> int:
+    """How many runs have neither begun nor ended: queued, paused, or waiting for disk space."""
+    waiting = select(func.count()).where(Run.state.not_in(FINAL | HELD))
+    return db.scalar(waiting) or 0

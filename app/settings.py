@@ -38,6 +38,9 @@ class Settings(BaseSettings):
     )
     disk_reserve_mb: int = Field(200, ge=0, description="Disk space that runs leave free, in MB.")
     crash: str = Field("", description="For tests: where a process of the studio shall die.")
+    runs_at_once: int = Field(
+        0, ge=0, description="Most runs of one tuner; 0: one on a CPU, what fits on a GPU."
+    )
     threads: int = Field(0, ge=0, description="CPU threads for tuning; 0: all cores.")
 
 

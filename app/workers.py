@@ -6,6 +6,7 @@ from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
 from app import claims
+from app.capacity import Room, is_gpu
 from app.tables import Worker
 
 ALIVE_SECONDS = 20.0  # a worker that has not beaten for so long is not counted
@@ -35,6 +36,23 @@ def describe(
     mine = update(Worker).where(Worker.id == worker_id)
     db.execute(mine.values(device=device, memory_mb=memory_mb, num_devices=num_devices))
     db.commit()
+
+
+def recall(db: Session, worker: Worker) -> None:
+    """Take over into `worker` what a process of it has said that it has."""
+    found = db.execute(
+        select(Worker.device, Worker.memory_mb, Worker.num_devices).where(Worker.id == worker.id)
+    ).first()
+    if found:
+        worker.device, worker.memory_mb, worker.num_devices = found
+    db.commit()
+
+
+def room(worker: Worker) -> Room | None:
+    """What the worker has, with nothing at work on it; None: it has not said so yet."""
+    if worker.memory_mb is None:
+        return None
+    return Room(worker.memory_mb, is_gpu(worker.device), worker.num_devices or 1)
 
 
 def leave(db: Session, worker_id: str) -> None:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
@@ -46,7 +46,7 @@ def wait_for(true: Callable[[], object], seconds: float = 10.0) -> bool:
     return bool(true())
 
 
-def at_once(script: str, count: int) -> list[str]:
+def at_once(script: str, count: int, seconds: float = 120.0) -> list[str]:
     """What each of so many processes says that run the script at the same moment.
 
     They work on the test's home and database; `name` is theirs, p0, p1 and so on. What they
@@ -79,7 +79,7 @@ def at_once(script: str, count: int) -> list[str]:
         assert process.stdin
         process.stdin.write(f"p{number}\n")
         process.stdin.flush()
-    said = [process.communicate(timeout=120) for process in begun]
+    said = [process.communicate(timeout=seconds) for process in begun]
     for process, (_, complaint) in zip(begun, said, strict=True):
         assert process.returncode == 0, complaint
     return [out for out, _ in said]
@@ -105,7 +105,7 @@ def postgres_server() -> Iterator[str]:
 
 
 @contextmanager
-def serving_postgres(password: str = "") -> Iterator[str]:
+def serving_postgres(password: str = "", options: Sequence[str] = ()) -> Iterator[str]:
     """A temporary PostgreSQL; with a password it listens on a port of this machine."""
     folder = Path(tempfile.mkdtemp(prefix="studio-pg-"))
     user = getpass.getuser()
@@ -116,7 +116,7 @@ def serving_postgres(password: str = "") -> Iterator[str]:
     url, where = _new_cluster(folder, password, as_user)
     with (folder / "log").open("w") as log:
         running = subprocess.Popen(
-            [_postgres_program("postgres"), "-D", str(folder / "data"), "-F", *where],
+            [_postgres_program("postgres"), "-D", str(folder / "data"), "-F", *where, *options],
             stdout=log,
             stderr=subprocess.STDOUT,
             cwd=folder,

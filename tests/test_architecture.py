@@ -168,10 +168,13 @@ FLOORS: list[set[str]] = [
         "migrate",
         "valkey",
     },
+    {"capacity"},
+    {"forecast"},
     {
         "runs",
         "room",
         "registry",
+        "order",
         "claims",
         "workers",
         "points",
@@ -179,7 +182,8 @@ FLOORS: list[set[str]] = [
         "base_models",
         "tuned_models",
     },
-    {"comparison.", "experiments", "completions", "invariants"},
+    {"misfits"},
+    {"comparison.", "experiments", "completions", "invariants", "schedule"},
     {"supervisor", "tuning"},
     {"cli", "web."},
 ]
@@ -197,6 +201,8 @@ SAME_FLOOR = {
     ("room", "runs"),
     ("registry", "runs"),
     ("claims", "runs"),  # a claim is a move of a run
+    ("claims", "order"),  # nothing is claimed while the queue is held
+    ("order", "runs"),  # what has a place in the queue
     ("points", "runs"),  # a point is stored only while its run is held
     ("workers", "claims"),  # for the clock that several machines share
     ("tuning", "supervisor"),  # `studio tune` starts workers of its own if none run
@@ -328,7 +334,8 @@ def test_routes_hold_no_query() -> None:
 
 def test_every_process_we_start_dies_with_who_started_it() -> None:
     """Each module that is started as a process asks for that first thing in its main function."""
-    text = PATHS["worker.keeper"].read_text() + PATHS["app.supervisor"].read_text()
+    starters = ("worker.tuner", "worker.generator", "app.supervisor")
+    text = "".join(PATHS[name].read_text() for name in starters)
     started = {name for name in PATHS if f'"{name}"' in text}
     assert started >= {"worker.run", "worker.answer", "worker.prepare", "worker.export"}
     assert started >= {"worker.tasks", "app.web.serve"}

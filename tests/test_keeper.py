@@ -32,12 +32,16 @@ from app import (
     valkey,
     workers,
 )
+from app.capacity import gpu_name
 from app.settings import settings
 from app.tables import BaseModel, Run
 from tests import factories
 from tests.servers import fresh_queue, wait_for
 from worker import keeper
-from worker.keeper import Child, Generator, Keeper, Tuner
+from worker import tuner as tuner_module
+from worker.generator import Generator
+from worker.keeper import Child, Keeper
+from worker.tuner import Tuner
 
 # Pipes of processes that have ended are closed when they are collected: soon enough.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
@@ -64,7 +68,7 @@ def started(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[t
     """Starts keepers, whose children work on the test's home; ends them after the test."""
     monkeypatch.setenv("STUDIO_HOME", settings.home)
     monkeypatch.setattr(keeper, "LOOK_SECONDS", 0.1)
-    monkeypatch.setattr(keeper, "SAVE_SECONDS", 5.0)
+    monkeypatch.setattr(tuner_module, "SAVE_SECONDS", 5.0)
     running: list[Keeper] = []
 
     def start(kind: type[Keeper]) -> Keeper:
@@ -98,6 +102,12 @@ def _alive() -> list[str]:
         return [worker.kind for worker in workers.alive(db)]
 
 
+def _described() -> bool:
+    """Whether a child has said what the worker has: before that nothing is taken."""
+    with database.reading() as db:
+        return any(worker.memory_mb for worker in workers.alive(db))
+
+
 def _is_gone(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
@@ -125,12 +135,51 @@ def test_runs_are_taken_one_after_another(db: Session, started: Any) -> None:
     assert begun == sorted(begun)
 
 
+def test_a_gpu_takes_several_as_they_fit(
+    db: Session, started: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PRETENDED_DEVICE", gpu_name("Test"))  # with 8000 MB
+    of = factories.experiment(db)
+    queued = [
+        _run(db, "save when told", experiment_id=of.id, position=float(place), forecast=forecast)
+        for place, forecast in enumerate(
+            {"gpu_memory_mb": memory_mb, "seconds": seconds}
+            for memory_mb, seconds in ((3000, 600.0), (5000, 600.0), (4000, 60.0))
+        )
+    ]
+    tuner = started(LightTuner)
+    assert wait_for(lambda: [_now(run.id).state for run in queued].count("running") == 2, 30)
+    time.sleep(0.5)
+    # The second would not fit beside the first; the third does, and ends before it.
+    assert [_now(run.id).state for run in queued] == ["running", "queued", "running"]
+    assert wait_for(lambda: all(_now(run.id).figures for run in (queued[0], queued[2])))
+    time.sleep(0.2)  # their handlers are there
+    tuner.stop()
+    assert [_now(run.id).state for run in queued] == ["queued"] * 3
+
+
+def test_a_cpu_takes_several_only_if_it_is_told_to(
+    db: Session, started: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settings, "runs_at_once", 2)
+    of = factories.experiment(db)
+    forecast = {"memory_mb": 2000, "seconds": 60.0}
+    queued = [
+        _run(db, "save when told", experiment_id=of.id, position=float(place), forecast=forecast)
+        for place in range(3)
+    ]
+    started(LightTuner)
+    assert wait_for(lambda: [_now(run.id).state for run in queued].count("running") == 2, 30)
+    time.sleep(0.5)
+    assert [_now(run.id).state for run in queued] == ["running", "running", "queued"]
+
+
 def test_a_bell_is_heard_at_once(
     db: Session, started: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(keeper, "LOOK_SECONDS", 60.0)
     tuner = started(LightTuner)
-    assert wait_for(lambda: tuner.spare)
+    assert wait_for(_described)
     time.sleep(0.5)  # it has looked, and now waits for a minute
     run = _run(db, "finish")
     tuner.wake()
@@ -183,7 +232,7 @@ def test_a_tuner_that_is_stopped_hands_its_run_back(db: Session, started: Any) -
 def test_a_run_that_does_not_save_in_time_is_put_back(
     db: Session, started: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(keeper, "SAVE_SECONDS", 0.5)
+    monkeypatch.setattr(tuner_module, "SAVE_SECONDS", 0.5)
     run = _run(db, "hang")
     tuner = started(LightTuner)
     assert wait_for(lambda: _now(run.id).figures)

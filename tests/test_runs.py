@@ -1,5 +1,7 @@
 """The life of a run: which moves there are, and who may make them."""
 
+import time
+
 import pytest
 from sqlalchemy import update
 from sqlalchemy.orm import Session
@@ -212,14 +214,24 @@ def test_what_has_not_ended_cannot_be_tried_again(db: Session, state: str) -> No
     run = factories.run(db, state=state)
     with pytest.raises(Conflict, match="cannot be tried again"):
         runs.retry(db, run.id)
-    assert [found.id for found in runs.in_progress(db)] == [run.id]
+    assert len(run.experiment.runs) == 1
 
 
-def test_in_progress_lists_what_has_not_ended_in_order(db: Session) -> None:
+def test_what_is_at_work_is_listed_in_order_and_what_waits_is_counted(db: Session) -> None:
     second = factories.run(db, state="running", position=2.0)
-    first = factories.run(db, state="paused", position=1.0)
-    factories.run(db, state="succeeded", position=0.0)
-    assert [run.id for run in runs.in_progress(db)] == [first.id, second.id]
+    first = factories.run(db, state="pausing", position=1.0)
+    for state in ("queued", "paused", "succeeded"):
+        factories.run(db, state=state)
+    assert [run.id for run in runs.at_work(db)] == [first.id, second.id]
+    assert runs.count_waiting(db) == 2
+
+
+def test_a_new_run_is_behind_all_others_even_if_the_clock_was_put_back(
+    db: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting, failed = factories.run(db), factories.run(db, state="failed")
+    monkeypatch.setattr(time, "time", lambda: waiting.position - 3600)
+    assert runs.retry(db, failed.id).position > waiting.position
 
 
 def test_characters_that_no_database_takes_do_not_lose_a_run(any_db: Session) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from app import storage
+from app.capacity import gpu_name
 from app.methods import Method
 from app.settings import settings
 from app.storage import Path
@@ -42,10 +43,8 @@ class Hardware(NamedTuple):
 
         A CPU gains nothing beyond about a thousand; a GPU takes eight for each MB it has, at most 16384.
         """
-        if self.budget:
-            return self.budget
-        if self.device == "cpu":
-            return 1024
+        if self.budget or self.device == "cpu":
+            return self.budget or 1024
         return max(1024, min(16384, int(self.memory_mb / 8)))
 
 
@@ -71,7 +70,8 @@ def hardware(sharing: int = 1) -> Hardware:
         about = torch.cuda.get_device_properties(0)
         native = torch.cuda.is_bf16_supported(including_emulation=False)
         memory = about.total_memory / 2**20
-        return Hardware("cuda", "bfloat16" if native else "float32", about.name, memory, threads)
+        name = gpu_name(about.name)
+        return Hardware("cuda", "bfloat16" if native else "float32", name, memory, threads)
     able = torch.cpu.get_capabilities()
     native = any(able.get(name) for name in ("avx512_bf16", "amx_bf16", "arm_bf16", "bf16"))
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**20

@@ -7,7 +7,9 @@ import sys
 from typing import Any
 
 from app import processes, queue
-from worker.keeper import Generator, Keeper, Tuner
+from worker.generator import Generator
+from worker.keeper import Keeper
+from worker.tuner import Tuner
 
 KEEPERS: dict[str, type[Keeper]] = {"tuner": Tuner, "generator": Generator}
 _keeper: Keeper | None = None

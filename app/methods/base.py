@@ -143,3 +143,11 @@ class Method:
     def virtual_tokens(self, params: Any) -> int:
         """How many tokens `soft_prefix` takes of the maximum length."""
         return 0
+
+    def num_trained(self, shapes: dict[str, Any], params: Any) -> int:
+        """How many values are trained on a base model of these shapes; for the forecast."""
+        return 0
+
+    def adapted(self, shapes: dict[str, Any], params: Any) -> list[list[int]]:
+        """The linear layers beside which something is trained, as [in, out, how many]."""
+        return []

@@ -47,3 +47,7 @@ class Full(Method):
     def adapt(self, model: Any, params: Any, seed: int) -> Any:
         """Every weight trainable."""
         return model.requires_grad_(True)
+
+    def num_trained(self, shapes: dict[str, Any], params: Any) -> int:
+        """All there are."""
+        return int(shapes["parameters"])

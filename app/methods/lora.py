@@ -117,3 +117,17 @@ class Lora(Method):
                 target_modules=names if names == "all-linear" else names.split(", "),
             ),
         )
+
+    def num_trained(self, shapes: dict[str, Any], params: Any) -> int:
+        """Two thin matrices beside each adapted layer."""
+        layers = self.adapted(shapes, params)
+        return sum(params.rank * (into + out) * count for into, out, count in layers)
+
+    def adapted(self, shapes: dict[str, Any], params: Any) -> list[list[int]]:
+        """The layers that the target modules name."""
+        names = {name.rpartition(".")[2] for name in params.target_modules.split(", ")}
+        return [
+            shape
+            for name, shape in shapes["linear"].items()
+            if params.target_modules == "all-linear" or name.partition(":")[0] in names
+        ]

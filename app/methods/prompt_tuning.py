@@ -103,3 +103,7 @@ class PromptTuning(Method):
     def virtual_tokens(self, params: Any) -> int:
         """As many as the parameter says."""
         return int(params.num_virtual_tokens)
+
+    def num_trained(self, shapes: dict[str, Any], params: Any) -> int:
+        """A vector of the model's width for each virtual token."""
+        return int(params.num_virtual_tokens * shapes["hidden"])

@@ -100,6 +100,18 @@ def ago(at: float | None) -> str:
     return datetime.fromtimestamp(at, UTC).strftime("%-d %b %Y")
 
 
+def clock(at: float) -> str:
+    """14:05, or Tue 14:05 on another day: by the clock of this machine."""
+    day = time.localtime(at)
+    same = day[:3] == time.localtime()[:3]
+    return time.strftime("%H:%M" if same else "%a %H:%M", day)
+
+
+def zone() -> str:
+    """The zone of this machine's clock, such as UTC."""
+    return time.strftime("%Z")
+
+
 def iso(at: float) -> str:
     """For the `datetime` of a <time>."""
     return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -140,6 +152,7 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "sizes": lambda found: between(found, size),
     "ago": ago,
     "iso": iso,
+    "clock": clock,
     "short": short,
     "cut": cut,
     "param": param,

@@ -5,7 +5,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from app import methods, prompts, queue, runs
+from app import methods, order, prompts, queue, runs
 from app.comparison import figures
 from app.tables import Experiment, Run
 from app.web import columns, formats, panels
@@ -33,6 +33,7 @@ def page(db: Session, experiment: Experiment, answers_page: int) -> dict[str, An
         "shown": shown,
         "runs": list(zip(shown, panels.all_of(db, experiment), strict=True)),
         "actions": panels.ACTIONS,
+        "held_since": order.held_since(db),
         "ended": all(run.state in runs.FINAL for run in shown),
         "tasks": prompts.TASKS,
         "broker": queue.is_up(),

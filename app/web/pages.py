@@ -29,6 +29,7 @@ def _environment() -> Environment:
     )
     made.filters |= formats.FILTERS
     made.globals |= {"methods": METHODS, "static": static, "methods_sheet": colours.ADDRESS}
+    made.globals["zone"] = formats.zone
     return made
 
 

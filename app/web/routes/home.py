@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from sqlalchemy.orm import Session
 
-from app import base_models, datasets, experiments, queue, runs, workers
+from app import base_models, datasets, experiments, order, queue, runs, workers
 from app.comparison import figures, scores
 from app.tables import Experiment
 from app.web import pages, panels
@@ -44,14 +44,13 @@ def broker(request: Request) -> Response:
 
 
 def _now(db: Session) -> dict[str, Any]:
-    unfinished = runs.in_progress(db)
-    held = [run for run in unfinished if run.state in runs.HELD]
     kinds: dict[str, list[Any]] = {"tuner": [], "generator": []}
     for worker in workers.alive(db):
         kinds.setdefault(worker.kind, []).append(worker)
     return {
-        "running": [(run, panels.one_of(db, run)) for run in held],
-        "waiting": [run for run in unfinished if run.state not in runs.HELD],
+        "running": [(run, panels.one_of(db, run)) for run in runs.at_work(db)],
+        "num_waiting": runs.count_waiting(db),
+        "held_since": order.held_since(db),
         "workers": kinds,
     }
 

@@ -1,0 +1,51 @@
+"""Queued runs that fit no worker that is alive: why, and that their history says so."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import not_, select
+from sqlalchemy.orm import Session
+
+from app import capacity, database, runs, workers
+from app.capacity import Room
+from app.tables import Event, Run
+
+BEGINNING = "No tuning worker that is alive has room for it: "  # of what a history says
+MOST = 100  # told of at a time
+
+
+def why(forecast: dict[str, Any], devices: int, rooms: Sequence[Room]) -> str:
+    """Why a run of this forecast fits none of these, and what to do."""
+    largest = max(rooms, key=lambda one: one.memory_mb)
+    most = max(one.devices for one in rooms)
+    if devices > most:
+        return f"it wants {devices} devices, and the most that a worker has is {most}."
+    need = capacity.need(forecast, largest.gpu) or 0.0
+    return (
+        f"it needs about {need / 1000:.1f} GB of memory, and the largest has "
+        f"{largest.memory_mb / 1000:.1f} GB. It waits for a larger one. A smaller batch size, a "
+        "shorter maximum length, activation checkpointing or QLoRA take less."
+    )
+
+
+def tell(db: Session) -> None:
+    """Say it once in the history of each queued run that fits no tuner alive."""
+    database.take_turns(db, "misfits")
+    alive = [worker for worker in workers.alive(db) if worker.kind == "tuner"]
+    rooms = list({place for worker in alive if (place := workers.room(worker))})
+    if not rooms:
+        db.rollback()
+        return
+    told = select(Event.id).where(
+        Event.run_id == Run.id, Event.attempt == Run.attempt, Event.message.startswith(BEGINNING)
+    )
+    found = (
+        select(Run.id, Run.attempt, Run.forecast, Run.params)
+        .where(Run.state == "queued", *(not_(capacity.fits(one)) for one in rooms), ~told.exists())
+        .order_by(Run.position, Run.id)
+        .limit(MOST)
+    )
+    for row in db.execute(found).all():
+        reason = why(row.forecast, capacity.devices(row.params), rooms)
+        runs.note(db, row.id, row.attempt, BEGINNING + reason, "warning")
+    db.commit()

@@ -1,0 +1,196 @@
+"""What runs and what waits, in order, with the start and end that are forecast."""
+
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from app import capacity, misfits, order, runs, workers
+from app.capacity import Room, Taken
+from app.settings import settings
+from app.tables import Experiment, Run, Worker
+
+PAGE = 100
+MOST_PAGES = 10  # whose times are forecast
+UNKNOWN_SECONDS = 600.0  # how long a run is taken to last that has no forecast
+PACE_STEPS = 10  # after so many a run's own pace is better than its forecast
+BESIDE_SHARE = 0.2  # of a forecast, for what comes after the training
+
+
+class Line(NamedTuple):
+    """A run that is at work or waits. Times are None where nothing can be said."""
+
+    id: str
+    experiment_id: str
+    experiment: str
+    method: str
+    state: str
+    phase: str
+    step: int
+    num_steps: int | None
+    place: int  # in the queue, from 1; 0: at work
+    memory_mb: float | None
+    starts_at: float | None
+    ends_at: float | None
+    misfit: str  # why no worker that is alive can take it; empty: one can, or none is known
+
+
+class Schedule(NamedTuple):
+    """A page of the queue."""
+
+    running: list[Line]
+    queued: list[Line]
+    num_queued: int
+    aside: int  # paused, or waiting for disk space
+    held_since: float | None
+    tuners: list[Worker]
+    page: int
+    pages: int
+
+
+class _Bench:
+    """A tuner in thought: what is at work on it, and what is thought to follow."""
+
+    def __init__(self, place: Room) -> None:
+        self.room = place
+        self.most = settings.runs_at_once or (0 if place.gpu else 1)  # 0: as many as fit
+
+    def takes(self, row: Any) -> Taken:
+        """What the run would take here."""
+        share = 1 - row.step / row.num_steps if row.num_steps else 1.0
+        seconds = row.forecast.get("seconds", UNKNOWN_SECONDS) * share
+        return Taken(capacity.need(row.forecast, self.room.gpu), seconds, row.devices or 1)
+
+    def can(self, row: Any) -> bool:
+        """Whether the run fits in when nothing else is at work."""
+        return self.room.emptied().holds(self.takes(row))
+
+    def begin(self, takes: Taken) -> float:
+        """Seconds until such a run, which can, fits in beside what is at work."""
+        moment = 0.0
+        while True:
+            left = tuple(one for one in self.room.taken if one.seconds > moment)
+            full = self.most and len(left) >= self.most
+            if not left or (not full and self.room._replace(taken=left).holds(takes)):
+                return moment
+            moment = min(one.seconds for one in left)
+
+    def put(self, moment: float, takes: Taken) -> None:
+        """Have the run at work from that moment on."""
+        kept = tuple(one for one in self.room.taken if one.seconds > moment)
+        ends = takes._replace(seconds=moment + takes.seconds)
+        self.room = self.room._replace(taken=(*kept, ends))
+
+
+_COLUMNS = (
+    Run.id,
+    Run.experiment_id,
+    Experiment.name,
+    Run.method,
+    Run.state,
+    Run.phase,
+    Run.step,
+    Run.num_steps,
+    Run.forecast,
+    Run.params["devices"].as_integer().label("devices"),
+    Run.worker,
+    Run.started_at,
+    Run.train_seconds,
+)
+
+
+def show(db: Session, page: int = 1) -> Schedule:
+    """What is at work, and a page of the queue. Of what waits far behind no times are told."""
+    found = select(*_COLUMNS).join(Experiment, Run.experiment_id == Experiment.id)
+    by_place = found.order_by(Run.position, Run.id)
+    states = select(Run.state, func.count()).where(Run.state.in_(("queued", "paused", "waiting")))
+    counts: dict[str, int] = dict(db.execute(states.group_by(Run.state)).all())
+    pages = max(1, -(-counts.get("queued", 0) // PAGE))
+    page = min(page, pages)
+    first = 0 if page <= MOST_PAGES else (page - 1) * PAGE
+    queued = by_place.where(Run.state == "queued").offset(first).limit(page * PAGE - first)
+    held = db.execute(by_place.where(Run.state.in_(runs.HELD))).all()
+    rows = db.execute(queued).all()
+    tuners = [worker for worker in workers.alive(db) if worker.kind == "tuner"]
+    held_since = order.held_since(db)
+    running, benches = _at_work(held, tuners)
+    if held_since or page > MOST_PAGES:
+        waiting = [_line(row, place, benches) for place, row in enumerate(rows, first + 1)]
+    else:
+        waiting = _waiting(rows, benches)
+    return Schedule(
+        running,
+        waiting[-PAGE if len(rows) % PAGE == 0 else -(len(rows) % PAGE) :],
+        counts.get("queued", 0),
+        counts.get("paused", 0) + counts.get("waiting", 0),
+        held_since,
+        tuners,
+        page,
+        pages,
+    )
+
+
+def _at_work(held: Sequence[Any], tuners: list[Worker]) -> tuple[list[Line], list[_Bench]]:
+    benches = {one.id: _Bench(place) for one in tuners if (place := workers.room(one))}
+    lines, now = [], time.time()
+    for row in held:
+        bench = benches.get(row.worker)
+        left = _left(row, now)
+        if bench:
+            bench.put(0.0, bench.takes(row)._replace(seconds=left))
+        known = [bench] if bench else list(benches.values())
+        lines.append(_line(row, 0, known)._replace(starts_at=row.started_at, ends_at=now + left))
+    return lines, list(benches.values())
+
+
+def _left(row: Any, now: float) -> float:
+    """Seconds that a run at work still takes: by its pace once it has one, else by forecast."""
+    forecast = row.forecast.get("seconds", UNKNOWN_SECONDS)
+    by_forecast: float = max(0.0, forecast - (now - (row.started_at or now)))
+    if not row.num_steps or row.step < PACE_STEPS or not row.train_seconds:
+        return by_forecast
+    pace: float = row.train_seconds / row.step
+    return pace * int(row.num_steps - row.step) + BESIDE_SHARE * float(forecast)
+
+
+def _waiting(rows: Sequence[Any], benches: list[_Bench]) -> list[Line]:
+    """Each run, in order, begins on the tuner that has room for it first."""
+    lines, now = [], time.time()
+    for place, row in enumerate(rows, 1):
+        line = _line(row, place, benches)
+        able = [(bench.begin(bench.takes(row)), bench) for bench in benches if bench.can(row)]
+        if able:
+            begin, bench = min(able, key=lambda one: one[0])
+            takes = bench.takes(row)
+            bench.put(begin, takes)
+            line = line._replace(
+                memory_mb=takes.memory_mb,
+                starts_at=now + begin,
+                ends_at=now + begin + takes.seconds,
+            )
+        lines.append(line)
+    return lines
+
+
+def _line(row: Any, place: int, benches: Sequence[_Bench]) -> Line:
+    able = [bench for bench in benches if bench.can(row)]
+    known = able or benches
+    return Line(
+        row.id,
+        row.experiment_id,
+        row.name,
+        row.method,
+        row.state,
+        row.phase,
+        row.step,
+        row.num_steps,
+        place,
+        capacity.need(row.forecast, bool(known and known[0].room.gpu)),
+        None,
+        None,
+        ""
+        if able or not benches
+        else misfits.why(row.forecast, row.devices or 1, [bench.room for bench in benches]),
+    )
