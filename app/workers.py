@@ -30,7 +30,7 @@ def beat(db: Session, worker: Worker) -> None:
 
 
 def describe(
-    db: Session, worker_id: str, device: str, memory_mb: float | None, num_devices: int
+    db: Session, worker_id: str, device: str, memory_mb: float | None, num_devices: int = 1
 ) -> None:
     """Say what the worker has: a process of it that holds torch knows."""
     mine = update(Worker).where(Worker.id == worker_id)

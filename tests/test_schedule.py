@@ -17,7 +17,7 @@ def _tuner(
 ) -> None:
     workers.beat(db, Worker(id=name, kind="tuner", host="here", pid=1, **more))
     if memory_mb:
-        workers.describe(db, name, device, memory_mb)
+        workers.describe(db, name, device, memory_mb, more.get("num_devices", 1))
 
 
 def _run(db: Session, memory_mb: float, seconds: float, **changes: object) -> Run:
