@@ -38,13 +38,17 @@ def claim_next(db: Session, worker: str) -> Run | None:
     """
     moment, clock = now(db)
     for run_id in db.scalars(
-        select(Run.id).where(Run.state == "queued").order_by(Run.position, Run.id).limit(5)
+        select(Run.id)
+        .where(Run.state == "queued", Run.trashed_at.is_(None))
+        .order_by(Run.position, Run.id)
+        .limit(5)
     ).all():
         taken = runs.move(
             db,
             run_id,
             frozenset({"queued"}),
             "running",
+            Run.trashed_at.is_(None),
             worker=worker,
             attempt=Run.attempt + 1,
             lease_until=moment + settings.lease_seconds,

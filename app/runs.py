@@ -7,8 +7,9 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from app import queue
-from app.errors import Conflict, LostClaim, NotFound
-from app.tables import Event, Run, new_id
+from app.errors import Conflict, InTrash, LostClaim, NotFound
+from app.settings import settings
+from app.tables import Event, Experiment, Notice, Run, new_id
 
 # From each state, where a run may go. Final states lead nowhere.
 MOVES: dict[str, frozenset[str]] = {
@@ -32,6 +33,9 @@ def get(db: Session, run_id: str) -> Run:
     run = db.scalar(select(Run).where(Run.id == run_id).execution_options(populate_existing=True))
     if run is None:
         raise NotFound("There is no such run. It may have been deleted with its experiment.")
+    of = run.experiment
+    if of.trashed_at:  # never of a run that is held: its experiment cannot be thrown away
+        raise InTrash("experiment", of.id, of.name, of.trashed_at)
     return run
 
 
@@ -119,8 +123,10 @@ def announce(db: Session, run_id: str) -> None:
 
 
 def _told(db: Session, run_id: str, message: str, level: str = "info") -> None:
-    attempt = db.scalar(select(Run.attempt).where(Run.id == run_id)) or 0
-    note(db, run_id, attempt, message, level)
+    run = db.execute(select(Run.attempt, Run.state).where(Run.id == run_id)).one()
+    note(db, run_id, run.attempt, message, level)
+    if run.state in FINAL and settings.webhook_url:
+        db.add(Notice(run_id=run_id))
     db.commit()
     announce(db, run_id)
 
@@ -206,6 +212,9 @@ def _refuse(db: Session, run_id: str, what: str) -> None:
 
 def retry(db: Session, run_id: str) -> Run:
     """A new run with the parameters of one that failed or was cancelled, at the queue's end."""
+    # Locked, so that nobody throws the experiment away before the new run is part of it.
+    mine = select(Run.experiment_id).where(Run.id == run_id).scalar_subquery()
+    db.execute(select(Experiment.id).where(Experiment.id == mine).with_for_update(read=True))
     old = get(db, run_id)
     if old.state not in {"failed", "cancelled"}:
         _refuse(db, run_id, "be tried again")
@@ -219,6 +228,5 @@ def retry(db: Session, run_id: str) -> Run:
 
 def in_progress(db: Session) -> list[Run]:
     """Runs that are held or wait, in the queue's order."""
-    return list(
-        db.scalars(select(Run).where(Run.state.not_in(FINAL)).order_by(Run.position, Run.id))
-    )
+    query = select(Run).where(Run.state.not_in(FINAL), Run.trashed_at.is_(None))
+    return list(db.scalars(query.order_by(Run.position, Run.id)))

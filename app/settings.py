@@ -30,6 +30,13 @@ class Settings(BaseSettings):
         30.0, gt=0, description="How long a worker's claim on a run holds."
     )
     checkpoint_seconds: float = Field(60.0, gt=0, description="Time between two checkpoints.")
+    trash_hours: float = Field(
+        24.0, ge=0, description="How long what was thrown away can be put back."
+    )
+    webhook_url: str = Field(
+        "", pattern="^(https?://.+)?$", description="Told by a POST when a run ends; empty: nobody."
+    )
+    webhook_secret: str = Field("", description="Key that signs what the webhook gets.")
     threads: int = Field(0, ge=0, description="CPU threads for tuning; 0: all cores.")
 
 

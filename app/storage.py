@@ -62,9 +62,19 @@ def run_folder(run_id: str) -> Path:
     return _folder("runs", run_id)
 
 
+def files_of_run(run_id: str) -> Path:
+    """The same folder, not made here."""
+    return _folder("runs") / run_id
+
+
 def checkpoints_folder(run_id: str) -> Path:
     """A run's checkpoints, one folder each, and the best state so far."""
     return _folder("runs", run_id, "checkpoints")
+
+
+def checkpoint_folder(run_id: str, step: int, attempt: int) -> Path:
+    """One checkpoint; the attempt is in its name, so that none overwrites another's. Not made here."""
+    return checkpoints_folder(run_id) / f"{step:08d}-{attempt:04d}"
 
 
 def tuned_model_folder(run_id: str) -> Path:
@@ -80,6 +90,11 @@ def last_model_folder(run_id: str) -> Path:
 def whole_model_folder(run_id: str) -> Path:
     """The tuned model merged into one set of weights, once asked for. Not made here."""
     return run_folder(run_id) / "whole"
+
+
+def entries(what: str) -> list[Path]:
+    """What lies in a folder of the home: datasets, base_models, runs or logs."""
+    return sorted(_folder(what).iterdir())
 
 
 def log_file(name: str) -> Path:

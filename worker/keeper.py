@@ -27,6 +27,7 @@ from app import (
 )
 from app.errors import LostClaim
 from app.tables import Run, Worker
+from worker.housekeeping import Housekeeping
 
 LOOK_SECONDS = 2.0  # at most this long until the next look
 SAVE_SECONDS = 27.0  # what a child gets to save when the worker is told to stop
@@ -195,6 +196,7 @@ class Generator(Keeper):
         self.answering: Child | None = None
         # Each with what to do, given the reason, if it dies before it could say so itself.
         self.passing: list[tuple[Child, Callable[[Session, str], None]]] = []
+        self.house = Housekeeping()
 
     def look(self) -> None:
         """Keep the answering process alive and awake; start what else is wanted."""
@@ -212,6 +214,7 @@ class Generator(Keeper):
             base_models.free_orphans(db, alive)
             base_model = base_models.claim_waiting(db, self.worker.id)
             whole = tuned_models.claim_whole(db, self.worker.id)
+            self.house.look(db)
         if base_model:
             self._pass("worker.prepare", base_model.id, base_models.fail)
         if whole:

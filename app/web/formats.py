@@ -92,6 +92,15 @@ def ago(at: float | None) -> str:
     return datetime.fromtimestamp(at, UTC).strftime("%-d %b %Y")
 
 
+def ahead(at: float) -> str:
+    """How long until then, in one unit."""
+    seconds = at - time.time()
+    for length, unit in ((86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * length:
+            return f"in {round(seconds / length)} {unit}"
+    return "in a minute" if seconds > 0 else "now"
+
+
 def iso(at: float) -> str:
     """For the `datetime` of a <time>."""
     return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -128,6 +137,7 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "memory": memory,
     "duration": duration,
     "ago": ago,
+    "ahead": ahead,
     "iso": iso,
     "short": short,
     "cut": cut,
