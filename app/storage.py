@@ -150,10 +150,17 @@ def token() -> str:
 
 
 def size(path: Path) -> int:
-    """Bytes that a file, or all files of a folder, take."""
-    if path.is_file():
-        return path.stat().st_size
-    return sum(part.stat().st_size for part in path.rglob("*") if part.is_file())
+    """Bytes that a file, or all files of a folder, take; 0 if it is gone."""
+    total = 0
+    for part in [path, *path.rglob("*")]:
+        with contextlib.suppress(OSError):  # gone since it was listed
+            total += part.lstat().st_size if not part.is_dir() else 0
+    return total
+
+
+def free_bytes() -> int:
+    """Room that is left on the disk of the home folder."""
+    return shutil.disk_usage(home()).free
 
 
 def remove(path: Path) -> None:

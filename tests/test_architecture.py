@@ -168,7 +168,7 @@ FLOORS: list[set[str]] = [
         "valkey",
     },
     {"runs", "claims", "workers", "points", "datasets", "base_models", "tuned_models"},
-    {"comparison.", "experiments", "completions", "notices", "trash"},
+    {"comparison.", "experiments", "completions", "invariants", "notices", "trash", "disk"},
     {"supervisor", "tuning"},
     {"cli", "web."},
 ]

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from sqlalchemy.orm import Session
 
-from app import base_models, datasets, experiments, runs, workers
+from app import base_models, datasets, disk, experiments, runs, workers
 from app.comparison import figures, scores
 from app.tables import Experiment
 from app.web import pages, panels
@@ -46,6 +46,7 @@ def _now(db: Session) -> dict[str, Any]:
         "running": [(run, panels.one_of(db, run)) for run in held],
         "waiting": [run for run in unfinished if run.state not in runs.HELD],
         "workers": kinds,
+        "disk": disk.summary(),
     }
 
 
