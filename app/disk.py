@@ -62,7 +62,7 @@ def usage(db: Session) -> Usage:
         database=database,
         other=max(0, used - shown),
         used=used,
-        free=storage.free_bytes(),
+        free=storage.free(),
     )
 
 
@@ -115,7 +115,7 @@ def summary() -> tuple[int, int]:
 
 @lru_cache(maxsize=1)
 def _summary(_home: str, _minute: int) -> tuple[int, int]:
-    return storage.size(storage.home()), storage.free_bytes()
+    return storage.size(storage.home()), storage.free()
 
 
 def drop_finished(db: Session) -> int:

@@ -134,11 +134,16 @@ def socket_folder() -> Path:
     return path
 
 
+def token_file() -> Path:
+    """Where the access token is kept, unless it is set."""
+    return home() / "token"
+
+
 def token() -> str:
     """The access token: the one set, else one made once and kept with mode 0600."""
     if settings.token:
         return settings.token
-    path = home() / "token"
+    path = token_file()
     if not path.exists():
         descriptor, made = tempfile.mkstemp(dir=home())  # mode 0600
         with os.fdopen(descriptor, "w") as file:
@@ -152,14 +157,38 @@ def token() -> str:
 def size(path: Path) -> int:
     """Bytes that a file, or all files of a folder, take; 0 if it is gone."""
     total = 0
-    for part in [path, *path.rglob("*")]:
-        with contextlib.suppress(OSError):  # gone since it was listed
-            total += part.lstat().st_size if not part.is_dir() else 0
+    for part in [path] if path.is_file() else parts(path):
+        with contextlib.suppress(FileNotFoundError):  # gone since it was listed
+            total += part.stat().st_size
     return total
 
 
-def free_bytes() -> int:
-    """Room that is left on the disk of the home folder."""
+def parts(folder: Path) -> list[Path]:
+    """All files in the folder and in those within it, in the order of their names."""
+    return sorted(part for part in folder.rglob("*") if part.is_file())
+
+
+def inside(folder: Path, name: str) -> Path:
+    """The place in the folder that a relative name gives. Raises ValueError if it is outside."""
+    pieces = name.split("/")
+    plain = all(piece.isprintable() and "\\" not in piece for piece in pieces)
+    if not plain or {"", ".", ".."} & set(pieces):
+        raise ValueError(f"{name!r} is no place in a folder")
+    return folder.joinpath(*pieces)
+
+
+def passing_folder(what: str) -> Path:
+    """A new folder in the home folder for work that ends by removing it."""
+    return Path(tempfile.mkdtemp(prefix=f".{what}-", dir=home()))
+
+
+def home_name(path: Path) -> str:
+    """How a file is called within the home folder."""
+    return path.relative_to(home()).as_posix()
+
+
+def free() -> int:
+    """Bytes that are free on the disk of the home folder."""
     return shutil.disk_usage(home()).free
 
 

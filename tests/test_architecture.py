@@ -167,9 +167,19 @@ FLOORS: list[set[str]] = [
         "migrate",
         "valkey",
     },
+    {"snapshots"},
     {"runs", "claims", "workers", "points", "datasets", "base_models", "tuned_models"},
-    {"comparison.", "experiments", "completions", "invariants", "notices", "trash", "disk"},
-    {"supervisor", "tuning"},
+    {
+        "comparison.",
+        "experiments",
+        "completions",
+        "invariants",
+        "notices",
+        "trash",
+        "disk",
+        "leftovers",
+    },
+    {"supervisor", "tuning", "backups", "restores", "doctor"},
     {"cli", "web."},
 ]
 SAME_FLOOR = {
@@ -185,6 +195,9 @@ SAME_FLOOR = {
     ("claims", "runs"),  # a claim is a move of a run
     ("points", "runs"),  # a point is stored only while its run is held
     ("workers", "claims"),  # for the clock that several machines share
+    ("doctor", "supervisor"),  # whether there should be a broker
+    ("restores", "supervisor"),  # not while a studio runs
+    ("restores", "backups"),  # what a backup looks like
     ("tuning", "supervisor"),  # `studio tune` starts workers of its own if none run
 }
 
