@@ -158,6 +158,8 @@ def _hold_checkpoints(
 
     And the runs of which there should be one, but is none.
     """
+    if "checkpoint" not in tables:  # of an older version
+        return set(), set()
     run, checkpoint = tables["run"], tables["checkpoint"]
     query = select(checkpoint).join(run).where(run.c.state.not_in(runs.FINAL))
     found = connection.execute(

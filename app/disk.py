@@ -105,7 +105,8 @@ def _logs() -> int:
 def _database(db: Session) -> int:
     if settings.database_url:
         return int(db.scalar(text("SELECT pg_database_size(current_database())")) or 0)
-    return storage.size(storage.database_file())
+    file = storage.database_file()
+    return sum(storage.size(path) for path in file.parent.glob(f"{file.name}*"))  # its log too
 
 
 def summary() -> tuple[int, int]:

@@ -353,20 +353,21 @@ def test_a_damaged_archive_is_refused_whole(db: Session, tmp_path: Path) -> None
     archive = tmp_path / "b.tar"
     backups.save(archive, quiet)
     content, before, stored = archive.read_bytes(), rows(), files()
-    broken = [content[:cut] for cut in (0, 100, 512, len(content) // 2, len(content) - 10240)]
-    for place in range(0, len(content), len(content) // 23):
+    with tarfile.open(archive) as opened:
+        members = opened.getmembers()
+    end = members[-1].offset_data + 3
+    broken = [content[:cut] for cut in (0, 100, 512, len(content) // 2, end)]
+    places = [one.offset for one in members] + [one.offset_data for one in members if one.size]
+    for place in places:
         flipped = bytearray(content)
         flipped[place] ^= 0x40
         broken.append(bytes(flipped))
-    refused = 0
+    assert len(broken) > 30
     for part in broken:
         archive.write_bytes(part)
-        try:
+        with pytest.raises(Invalid, match="Nothing was changed"):
             restores.restore(archive, replace=True, tell=quiet)
-        except Invalid:
-            refused += 1
-        assert (rows(), files()) == (before, stored)  # refused, or not hurt by the flip
-    assert refused >= 20
+    assert (rows(), files()) == (before, stored)
     archive.write_text("no archive at all")
     with pytest.raises(Invalid):
         restores.restore(archive, replace=True, tell=quiet)
@@ -410,9 +411,7 @@ def test_what_is_missing_is_named(db: Session, tmp_path: Path) -> None:
     (path / "manifest.json").write_text("{}")
     weights(storage.base_model_folder(run.experiment.base_model_id))
     db.commit()
-    begun = time.monotonic()
     saved = backups.save(tmp_path / "b.tar", quiet)
-    assert time.monotonic() - begun < 10
     assert saved.missing == [
         f"The run {run.id} has no good checkpoint: it would begin anew.",
         "The dataset 'Lost' has no file, so the backup has none of it either.",

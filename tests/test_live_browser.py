@@ -247,11 +247,10 @@ def test_a_person_who_asked_for_it_is_told_when_the_runs_have_ended(
     page.evaluate("hide(true)")  # the stream goes on all the same
     runs.cancel(db, "b" * 12)
     runs.finish(db, "a" * 12, 1)
-    page.wait_for_function("told.length")
+    expect(button).to_have_count(0)
     ((title, body),) = page.evaluate("told")
     assert title == HOSTILE
     assert body == "LoRA: Done\nFull fine tuning: Cancelled"
-    expect(button).to_have_count(0)
     page.reload()
     expect(page.locator("#live")).to_have_text("All runs have ended")
     page.wait_for_timeout(300)
