@@ -11,6 +11,7 @@ from typing import Annotated, TypeVar
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
+from sqlalchemy.exc import SQLAlchemyError
 
 from app import (
     backups,
@@ -112,7 +113,7 @@ def examine(
 ) -> None:
     """Check everything that must always be true; the studio may run. Exit code 1: findings left."""
     with database.reading() as db:
-        found = doctor.examine(db)
+        found = _or_exit(lambda: doctor.examine(db))
     for finding in found:
         mended = fix and finding.mend is not None
         if fix and finding.mend:
@@ -165,8 +166,11 @@ def _or_exit(act: Callable[[], T]) -> T:
     try:
         return act()
     except StudioError as error:
-        notes.print(error.message, style="red", highlight=False, markup=False)
-        raise typer.Exit(2) from None
+        reason = error.message
+    except SQLAlchemyError as error:
+        reason = f"There is no studio here, or its database does not answer: {error.args[0]}"
+    notes.print(reason, style="red", highlight=False, markup=False)
+    raise typer.Exit(2)
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import hmac
 import json
+import logging
 import time
 from typing import Any
 
@@ -19,13 +20,14 @@ TIMEOUT_SECONDS = 5.0  # for the whole of one try
 FIRST_WAIT, LONGEST_WAIT = 10.0, 3600.0  # seconds until the next try: doubled each time
 GIVE_UP_SECONDS = 86400.0
 
+logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs addresses, and these hold secrets
 
-def due(db: Session) -> bool:
+
+def due() -> bool:
     """Whether there is something to send just now."""
     wanted = select(Notice.id).where(Notice.state == "waiting", Notice.next_at <= time.time())
-    found = db.scalar(wanted.limit(1))
-    db.commit()  # reading opened a transaction, which would keep other writers of SQLite waiting
-    return found is not None
+    with database.reading() as db:
+        return db.scalar(wanted.limit(1)) is not None
 
 
 def send_due() -> None:
@@ -109,8 +111,8 @@ async def _post(notice_id: str, body: bytes) -> str | None:
         headers["X-Studio-Signature"] = f"sha256={digest}"
     try:
         async with (
+            httpx.AsyncClient(follow_redirects=False, timeout=None) as client,
             asyncio.timeout(TIMEOUT_SECONDS),
-            httpx.AsyncClient(follow_redirects=False) as client,
             client.stream("POST", settings.webhook_url, content=body, headers=headers) as answer,
         ):
             return None if answer.is_success else f"it answered with status {answer.status_code}"

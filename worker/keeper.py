@@ -214,11 +214,11 @@ class Generator(Keeper):
             base_models.free_orphans(db, alive)
             base_model = base_models.claim_waiting(db, self.worker.id)
             whole = tuned_models.claim_whole(db, self.worker.id)
-            self.house.look(db)
         if base_model:
             self._pass("worker.prepare", base_model.id, base_models.fail)
         if whole:
             self._pass("worker.export", whole.id, tuned_models.fail_whole)
+        self.house.look()
 
     def _pass(self, module: str, row: str, fail: Callable[[Session, str, str], None]) -> None:
         child = self.child(module, row)
