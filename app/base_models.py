@@ -4,13 +4,12 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import delete as sql_delete
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from app import files, methods, queue, storage
-from app.errors import Conflict, Invalid, NotFound
-from app.tables import BaseModel, Completion, Experiment
+from app import methods, queue, storage
+from app.errors import Conflict, InTrash, Invalid, NotFound
+from app.tables import BaseModel
 
 
 class Wheel(NamedTuple):
@@ -53,7 +52,8 @@ def add(db: Session, source: str, address: str) -> BaseModel:
     """Put a model into the catalogue, to be fetched and checked by a worker.
 
     `source` is "hub" (address: organisation/name) or "folder" (the name of a folder in the models
-    folder). Adding the same again gives the one that is there. Raises Invalid, field "address".
+    folder). Adding the same again gives the one that is there, out of the trash too. Raises
+    Invalid, field "address".
     """
     address = address.strip()
     if source == "hub":
@@ -80,6 +80,7 @@ def _add(db: Session, name: str, source: str, address: str) -> BaseModel:
         found = BaseModel(name=name, source=source, address=address)
         db.add(found)
         db.flush()
+    found.trashed_at = None
     return found
 
 
@@ -105,12 +106,15 @@ def get(db: Session, base_model_id: str) -> BaseModel:
     found = db.scalar(query.execution_options(populate_existing=True))
     if found is None:
         raise NotFound("There is no such base model. It may have been deleted.")
+    if found.trashed_at:
+        raise InTrash("base-model", found.id, found.name, found.trashed_at)
     return found
 
 
 def all(db: Session) -> list[BaseModel]:
     """The default first, then by name."""
-    models = db.scalars(select(BaseModel).execution_options(populate_existing=True))
+    query = select(BaseModel).where(BaseModel.trashed_at.is_(None))
+    models = db.scalars(query.execution_options(populate_existing=True))
     return sorted(models, key=lambda model: (model.source != "wheel", model.name.casefold()))
 
 
@@ -135,24 +139,6 @@ def retry(db: Session, base_model_id: str) -> BaseModel:
     return _afresh(db, base_model_id)
 
 
-def delete(db: Session, base_model_id: str) -> None:
-    """Delete it with its files. Raises Conflict while an experiment uses it or a worker prepares it."""
-    model = get(db, base_model_id)
-    user = db.scalar(select(Experiment).where(Experiment.base_model_id == base_model_id).limit(1))
-    if user:
-        raise Conflict(
-            f"The experiment {user.name!r} uses this base model. Delete the experiment first; "
-            "nothing was deleted."
-        )
-    if model.state == "preparing":
-        raise Conflict(f"{model.name} is being prepared. Wait until that has ended.")
-    db.execute(sql_delete(Completion).where(Completion.base_model_id == base_model_id))
-    db.delete(model)
-    db.commit()
-    files.remove(storage.base_model_folder(base_model_id))
-    storage.remove(storage.tokenizer_folder(base_model_id))
-
-
 # --- For the workers: waiting -> preparing -> ready or failed ---------------------------------
 
 
@@ -161,7 +147,11 @@ def _move(
 ) -> bool:
     result = db.execute(
         update(BaseModel)
-        .where(BaseModel.id == base_model_id, BaseModel.state.in_(sources))
+        .where(
+            BaseModel.id == base_model_id,
+            BaseModel.state.in_(sources),
+            BaseModel.trashed_at.is_(None),
+        )
         .values(state=target, **values)
         .execution_options(synchronize_session=False)
     )
@@ -177,7 +167,7 @@ def _afresh(db: Session, base_model_id: str) -> BaseModel:
 
 def claim_waiting(db: Session, worker: str) -> BaseModel | None:
     """Take one that waits to be prepared, or None."""
-    query = select(BaseModel.id).where(BaseModel.state == "waiting")
+    query = select(BaseModel.id).where(BaseModel.state == "waiting", BaseModel.trashed_at.is_(None))
     found = db.scalar(query.order_by(BaseModel.created_at, BaseModel.id).limit(1))
     taken = found and _move(db, found, ("waiting",), "preparing", worker=worker, progress="")
     return _afresh(db, found) if found and taken else None

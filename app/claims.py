@@ -47,6 +47,7 @@ def claim_next(db: Session, worker: str, place: Room | None = None) -> Run | Non
             frozenset({"queued"}),
             "running",
             order.not_held(),
+            Run.trashed_at.is_(None),
             worker=worker,
             attempt=Run.attempt + 1,
             lease_until=moment + settings.lease_seconds,
@@ -75,10 +76,10 @@ def _first(db: Session, place: Room | None) -> str | None:
     go before it as will, by forecast, have ended by the time that it fits. Whatever is at work longer
     than forecast counts as ending now, so then nothing overtakes, and the worker runs itself empty.
     """
-    queued = select(Run.id).where(Run.state == "queued", order.not_held())
+    queued = select(Run.id).where(*runs.waits_its_turn(), order.not_held())
     if place and place.taken:
         columns = select(Run.forecast, Run.params).where(
-            Run.state == "queued", fits(place.emptied())
+            *runs.waits_its_turn(), fits(place.emptied())
         )
         head = db.execute(columns.order_by(Run.position, Run.id).limit(1)).first()
         if head is None:

@@ -1,19 +1,34 @@
-"""The command line: `studio up | web | worker | tune | migrate | alive`."""
+"""The command line: `studio up | web | worker | tune | migrate | alive | doctor | backup | restore`."""
 
+import contextlib
 import json
 import os
 import socket
 import sys
+from collections.abc import Callable, Iterator
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
+from sqlalchemy.exc import SQLAlchemyError
 
-from app import base_models, database, supervisor, tuning, workers
+from app import (
+    backups,
+    base_models,
+    database,
+    doctor,
+    restores,
+    storage,
+    supervisor,
+    tuning,
+    workers,
+)
 from app import migrate as migrations
 from app.errors import StudioError
 
+T = TypeVar("T")
 cli = typer.Typer(add_completion=False, no_args_is_help=True, help="Tuning Studio.")
 notes = Console(stderr=True)  # what is said; results alone go to standard output
 
@@ -100,6 +115,72 @@ def tune(
     else:
         Console().print(result.table())
     raise typer.Exit(0 if result.succeeded else 1)
+
+
+@cli.command("doctor")
+def examine(
+    fix: Annotated[bool, typer.Option("--fix", help="Mend what can be mended safely.")] = False,
+) -> None:
+    """Check everything that must always be true; the studio may run. Exit code 1: findings left."""
+    with database.reading() as db:
+        found = _or_exit(lambda: doctor.examine(db))
+    for finding in found:
+        mended = fix and finding.mend is not None
+        if fix and finding.mend:
+            with database.session() as db:
+                finding.mend(db)
+        lead = "Mended" if mended else "With --fix" if finding.mend else "To do"
+        print(f"{finding.sentence} {lead}: {finding.advice}")
+    left = [finding for finding in found if not (fix and finding.mend)]
+    notes.print(f"{len(left)} finding(s) left." if left else "All is well.", highlight=False)
+    raise typer.Exit(1 if left else 0)
+
+
+@cli.command()
+def backup(file: Annotated[str, typer.Argument(help="The file to write.")]) -> None:
+    """Write the whole studio into FILE, while it runs. FILE holds your data and the access token."""
+    with _bar() as bar:
+        saved = _or_exit(lambda: backups.save(storage.users_file(file), bar))
+    for sentence in saved.missing:
+        notes.print(sentence, style="yellow", highlight=False, markup=False)
+    notes.print(f"{saved.num_files:,} files, {saved.num_bytes / 1e6:,.1f} MB, in {file}.")
+
+
+@cli.command()
+def restore(
+    file: Annotated[str, typer.Argument(help="A file that `studio backup` wrote.")],
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Give up the studio that is there.")
+    ] = False,
+) -> None:
+    """Put the studio of FILE into an empty home folder and database."""
+    with _bar() as bar:
+        made = _or_exit(
+            lambda: restores.restore(storage.users_file(file), replace=replace, tell=bar)
+        )
+    notes.print(
+        f"{made.num_files:,} files and {made.num_rows:,} rows are back. Runs that were at work and "
+        f"went into the queue: {made.requeued}. Start it with `studio up`."
+    )
+
+
+@contextlib.contextmanager
+def _bar() -> Iterator[Callable[[int, int], None]]:
+    columns = (BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=notes, transient=True) as progress:
+        task = progress.add_task("", total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def _or_exit(act: Callable[[], T]) -> T:
+    try:
+        return act()
+    except StudioError as error:
+        reason = error.message
+    except SQLAlchemyError as error:
+        reason = f"There is no studio here, or its database does not answer: {error.args[0]}"
+    notes.print(reason, style="red", highlight=False, markup=False)
+    raise typer.Exit(2)
 
 
 def main() -> None:

@@ -12,11 +12,11 @@ from sqlalchemy.orm import Session
 
 from app import examples, files, prompts, storage
 from app.crashpoints import crashpoint
-from app.errors import Conflict, Invalid, NotFound, Unavailable
+from app.errors import InTrash, Invalid, NotFound, Unavailable
 from app.examples import Example
 from app.settings import settings
 from app.storage import Path
-from app.tables import Dataset, Experiment, new_id
+from app.tables import Dataset, new_id
 
 MOST_LABELS = 50
 LONGEST_LABEL = 100  # characters
@@ -174,6 +174,8 @@ def add_example(db: Session, key: str) -> Dataset:
     fingerprint = sha256(canonical).hexdigest()
     stored = db.scalar(select(Dataset).where(Dataset.fingerprint == fingerprint).limit(1))
     if stored:
+        stored.trashed_at = None
+        db.commit()
         return stored
     copy = storage.upload_file()
     copy.write_bytes(canonical)
@@ -181,16 +183,19 @@ def add_example(db: Session, key: str) -> Dataset:
 
 
 def get(db: Session, dataset_id: str) -> Dataset:
-    """Raises NotFound."""
-    dataset = db.get(Dataset, dataset_id)
+    """The dataset, read afresh. Raises NotFound."""
+    dataset = db.get(Dataset, dataset_id, populate_existing=True)
     if dataset is None:
         raise NotFound("There is no such dataset. It may have been deleted.")
+    if dataset.trashed_at:
+        raise InTrash("dataset", dataset.id, dataset.name, dataset.trashed_at)
     return dataset
 
 
 def all(db: Session) -> list[Dataset]:
     """The newest first."""
-    return list(db.scalars(select(Dataset).order_by(Dataset.created_at.desc(), Dataset.id)))
+    query = select(Dataset).where(Dataset.trashed_at.is_(None))
+    return list(db.scalars(query.order_by(Dataset.created_at.desc(), Dataset.id)))
 
 
 def _read(dataset: Dataset) -> Iterator[Example]:
@@ -212,20 +217,6 @@ def preview(dataset: Dataset, limit: int = 20) -> list[Example]:
 def labels(dataset: Dataset) -> list[str]:
     """The distinct outputs, where they are few and short enough to be labels; else empty."""
     return list(dataset.report.get("labels", {}))
-
-
-def delete(db: Session, dataset_id: str) -> None:
-    """Delete the dataset with its file. Raises Conflict while an experiment uses it."""
-    dataset = get(db, dataset_id)
-    user = db.scalar(select(Experiment).where(Experiment.dataset_id == dataset_id).limit(1))
-    if user:
-        raise Conflict(
-            f"The experiment {user.name!r} uses this dataset. Delete the experiment first; "
-            "nothing was deleted."
-        )
-    db.delete(dataset)
-    db.commit()
-    files.remove(storage.dataset_file(dataset_id))
 
 
 def split(

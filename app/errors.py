@@ -14,6 +14,17 @@ class NotFound(StudioError):
     """The thing asked for does not exist (HTTP 404)."""
 
 
+class InTrash(NotFound):
+    """The thing was thrown away, and can be put back for a while; kind as in app/trash.py."""
+
+    def __init__(self, kind: str, thing_id: str, name: str, trashed_at: float) -> None:
+        super().__init__(f"{name!r} is in the trash. Put it back on the page Trash to use it.")
+        self.kind = kind
+        self.thing_id = thing_id
+        self.name = name
+        self.trashed_at = trashed_at
+
+
 class Invalid(StudioError):
     """What the user gave cannot be used; `field` names the form field, if one is to blame (422)."""
 

@@ -5,24 +5,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import pydantic
-from sqlalchemy import delete, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from app import base_models, datasets, files, forecast, methods, prompts, queue, runs, storage
+from app import base_models, datasets, forecast, methods, prompts, queue, runs
 from app.crashpoints import crashpoint
-from app.errors import Conflict, Invalid, NotFound
-from app.tables import (
-    Answer,
-    BaseModel,
-    Checkpoint,
-    Completion,
-    Event,
-    Experiment,
-    Notice,
-    Point,
-    Run,
-    new_id,
-)
+from app.errors import Conflict, InTrash, Invalid, NotFound
+from app.tables import BaseModel, Dataset, Experiment, Run, new_id
 
 MOST_LABELS = 200
 
@@ -33,18 +22,23 @@ def get(db: Session, experiment_id: str) -> Experiment:
     found = db.scalar(query.execution_options(populate_existing=True))
     if found is None:
         raise NotFound("There is no such experiment. It may have been deleted.")
+    if found.trashed_at:
+        raise InTrash("experiment", found.id, found.name, found.trashed_at)
     return found
 
 
 def all(db: Session, limit: int = 200) -> list[Experiment]:
     """The newest experiments first."""
-    query = select(Experiment).order_by(Experiment.created_at.desc(), Experiment.id).limit(limit)
-    return list(db.scalars(query))
+    query = select(Experiment).where(Experiment.trashed_at.is_(None))
+    newest = query.order_by(Experiment.created_at.desc(), Experiment.id).limit(limit)
+    return list(db.scalars(newest))
 
 
 def on_dataset(db: Session, dataset_id: str) -> list[Experiment]:
     """The experiments that use the dataset, newest first."""
-    query = select(Experiment).where(Experiment.dataset_id == dataset_id)
+    query = select(Experiment).where(
+        Experiment.dataset_id == dataset_id, Experiment.trashed_at.is_(None)
+    )
     return list(db.scalars(query.order_by(Experiment.created_at.desc())))
 
 
@@ -64,8 +58,7 @@ def create(
 
     Raises Invalid, with the field to blame (such as "name" or "lora.rank"), and stores nothing.
     """
-    base_model = base_models.get(db, base_model_id)
-    dataset = datasets.get(db, dataset_id)
+    base_model, dataset = _needed(db, base_model_id, dataset_id)
     experiment = Experiment(
         id=new_id(),
         name=_checked_name(name),
@@ -94,6 +87,13 @@ def _queue(db: Session, experiment: Experiment, method: str, params: dict[str, A
     run.forecast = forecast.make(db, experiment, method, params)
     db.add(run)
     db.flush()  # one by one: the queue keeps the order of the methods
+
+
+def _needed(db: Session, base_model_id: str, dataset_id: str) -> tuple[BaseModel, Dataset]:
+    """Both, locked until the experiment stands, so that nobody throws them away meanwhile."""
+    for column, key in ((BaseModel.id, base_model_id), (Dataset.id, dataset_id)):
+        db.execute(select(column).where(column == key).with_for_update(read=True))
+    return base_models.get(db, base_model_id), datasets.get(db, dataset_id)
 
 
 def checked_params(
@@ -190,23 +190,3 @@ def tune_example(db: Session, key: str) -> Experiment:
         seed=1,
         methods={method: {} for method in methods.METHODS},
     )
-
-
-def remove(db: Session, experiment_id: str) -> None:
-    """Delete an experiment that has ended, with its runs and files. Raises Conflict."""
-    experiment = get(db, experiment_id)
-    # Locked, so that no worker takes one up meanwhile. (SQLite has locked everything already.)
-    found = select(Run.id, Run.state).where(Run.experiment_id == experiment.id).with_for_update()
-    states = {run.id: run.state for run in db.execute(found)}
-    if not runs.HELD.isdisjoint(states.values()):
-        db.rollback()
-        raise Conflict("A run of this experiment is at work. Cancel it first; nothing was deleted.")
-    ids = list(states)
-    db.execute(delete(Answer).where(Answer.owner.in_(ids)))
-    for table in (Point, Event, Completion, Checkpoint, Notice):
-        db.execute(delete(table).where(table.run_id.in_(ids)))
-    db.execute(delete(Run).where(Run.id.in_(ids)))
-    db.execute(delete(Experiment).where(Experiment.id == experiment.id))
-    db.commit()
-    for run_id in ids:
-        files.remove(storage.run_folder(run_id))

@@ -6,6 +6,7 @@ from typing import Any
 
 from alembic import command
 from alembic.config import Config
+from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
 
 from app import database, storage
@@ -28,6 +29,27 @@ def up() -> None:
 def down(revision: str) -> None:
     """Go back to the tables of an older revision; what only newer ones hold is lost."""
     _move(command.downgrade, revision)
+
+
+def newest() -> str:
+    """The revision of this version's tables."""
+    return _scripts().get_current_head() or ""
+
+
+def is_known(revision: str) -> bool:
+    """Whether this version has that revision."""
+    return revision in {one.revision for one in _scripts().walk_revisions()}
+
+
+def _scripts() -> ScriptDirectory:
+    return ScriptDirectory(str(storage.migrations_folder()))
+
+
+def build(connection: Connection, revision: str) -> None:
+    """Bring a database that nobody else uses to the revision; not committed here."""
+    made = configuration()
+    made.attributes["connection"] = connection
+    command.upgrade(made, revision)
 
 
 def _move(by: Callable[[Config, str], None], revision: str) -> None:

@@ -41,7 +41,7 @@ def tell(db: Session) -> None:
     )
     found = (
         select(Run.id, Run.attempt, Run.forecast, Run.params)
-        .where(Run.state == "queued", *(not_(capacity.fits(one)) for one in rooms), ~told.exists())
+        .where(*runs.waits_its_turn(), *(not_(capacity.fits(one)) for one in rooms), ~told.exists())
         .order_by(Run.position, Run.id)
         .limit(MOST)
     )

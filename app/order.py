@@ -69,7 +69,7 @@ def _place(db: Session, run_id: str, where: Move) -> float | None:
             f"This run is {run.state} and has no place in the queue now. Nothing was changed."
         )
     own = tuple_(Run.position, Run.id)
-    others = select(Run.position).where(Run.state == "queued")
+    others = select(Run.position).where(*runs.waits_its_turn())
     before = others.where(Run.position <= run.position, own < (run.position, run.id))
     after = others.where(Run.position >= run.position, own > (run.position, run.id))
     on, back = (Run.position, Run.id), (Run.position.desc(), Run.id.desc())
@@ -108,3 +108,17 @@ def _number_anew(db: Session) -> None:
         .values(position=numbered.c.place)
         .execution_options(synchronize_session=False)
     )
+
+
+def at_work(db: Session) -> list[Run]:
+    """Runs that a worker holds, in the order that they had in the queue."""
+    held = select(Run).where(Run.state.in_(runs.HELD))
+    return list(db.scalars(held.order_by(Run.position, Run.id)))
+
+
+def count_waiting(db: Session) -> int:
+    """How many runs have neither begun nor ended: queued, paused, or waiting for disk space."""
+    waiting = select(func.count()).where(
+        Run.state.not_in(runs.FINAL | runs.HELD), Run.trashed_at.is_(None)
+    )
+    return db.scalar(waiting) or 0

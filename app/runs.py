@@ -8,8 +8,9 @@ from sqlalchemy.orm import Session
 
 from app import forecast, queue
 from app.crashpoints import crashpoint
-from app.errors import Conflict, LostClaim, NotFound
-from app.tables import Event, Run, new_id
+from app.errors import Conflict, InTrash, LostClaim, NotFound
+from app.settings import settings
+from app.tables import Event, Experiment, Notice, Run, new_id
 
 # From each state, where a run may go. Final states lead nowhere.
 MOVES: dict[str, frozenset[str]] = {
@@ -33,6 +34,9 @@ def get(db: Session, run_id: str) -> Run:
     run = db.scalar(select(Run).where(Run.id == run_id).execution_options(populate_existing=True))
     if run is None:
         raise NotFound("There is no such run. It may have been deleted with its experiment.")
+    of = run.experiment
+    if of.trashed_at:  # never of a run that is held: its experiment cannot be thrown away
+        raise InTrash("experiment", of.id, of.name, of.trashed_at)
     return run
 
 
@@ -125,8 +129,10 @@ def announce(db: Session, run_id: str) -> None:
 
 
 def _told(db: Session, run_id: str, message: str, level: str = "info") -> None:
-    attempt = db.scalar(select(Run.attempt).where(Run.id == run_id)) or 0
-    note(db, run_id, attempt, message, level)
+    run = db.execute(select(Run.attempt, Run.state).where(Run.id == run_id)).one()
+    note(db, run_id, run.attempt, message, level)
+    if run.state in FINAL and settings.webhook_url:
+        db.add(Notice(run_id=run_id))
     crashpoint("run.moved")
     db.commit()
     announce(db, run_id)
@@ -215,6 +221,9 @@ def _refuse(db: Session, run_id: str, what: str) -> None:
 
 def retry(db: Session, run_id: str) -> Run:
     """A new run with the parameters of one that failed or was cancelled, at the queue's end."""
+    # Locked, so that nobody throws the experiment away before the new run is part of it.
+    mine = select(Run.experiment_id).where(Run.id == run_id).scalar_subquery()
+    db.execute(select(Experiment.id).where(Experiment.id == mine).with_for_update(read=True))
     old = get(db, run_id)
     if old.state not in {"failed", "cancelled"}:
         _refuse(db, run_id, "be tried again")
@@ -228,19 +237,12 @@ def retry(db: Session, run_id: str) -> Run:
     return new
 
 
+def waits_its_turn() -> tuple[Any, ...]:
+    """The condition that a run has a place in the queue: it waits, and not in the trash."""
+    return (Run.state == "queued", Run.trashed_at.is_(None))
+
+
 def behind(db: Session) -> float:
     """A position behind all that are queued, even if the clock has been put back since."""
     last = db.scalar(select(func.max(Run.position)).where(Run.state == "queued"))
     return max(time.time(), (last or 0.0) + 0.001)
-
-
-def at_work(db: Session) -> list[Run]:
-    """Runs that a worker holds, in the order that they had in the queue."""
-    held = select(Run).where(Run.state.in_(HELD))
-    return list(db.scalars(held.order_by(Run.position, Run.id)))
-
-
-def count_waiting(db: Session) -> int:
-    """How many runs have neither begun nor ended: queued, paused, or waiting for disk space."""
-    waiting = select(func.count()).where(Run.state.not_in(FINAL | HELD))
-    return db.scalar(waiting) or 0

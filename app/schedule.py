@@ -105,12 +105,14 @@ def show(db: Session, page: int = 1) -> Schedule:
     """What is at work, and a page of the queue. Of what waits far behind no times are told."""
     found = select(*_COLUMNS).join(Experiment, Run.experiment_id == Experiment.id)
     by_place = found.order_by(Run.position, Run.id)
-    states = select(Run.state, func.count()).where(Run.state.in_(("queued", "paused", "waiting")))
+    states = select(Run.state, func.count()).where(
+        Run.state.in_(("queued", "paused", "waiting")), Run.trashed_at.is_(None)
+    )
     counts: dict[str, int] = dict(db.execute(states.group_by(Run.state)).all())
     pages = max(1, -(-counts.get("queued", 0) // PAGE))
     page = min(page, pages)
     first = 0 if page <= MOST_PAGES else (page - 1) * PAGE
-    queued = by_place.where(Run.state == "queued").offset(first).limit(page * PAGE - first)
+    queued = by_place.where(*runs.waits_its_turn()).offset(first).limit(page * PAGE - first)
     held = db.execute(by_place.where(Run.state.in_(runs.HELD))).all()
     rows = db.execute(queued).all()
     tuners = [worker for worker in workers.alive(db) if worker.kind == "tuner"]

@@ -41,6 +41,13 @@ class Settings(BaseSettings):
     runs_at_once: int = Field(
         0, ge=0, description="Most runs of one tuner; 0: one on a CPU, what fits on a GPU."
     )
+    trash_hours: float = Field(
+        24.0, ge=0, description="How long what was thrown away can be put back."
+    )
+    webhook_url: str = Field(
+        "", pattern="^(https?://.+)?$", description="Told by a POST when a run ends; empty: nobody."
+    )
+    webhook_secret: str = Field("", description="Key that signs what the webhook gets.")
     threads: int = Field(0, ge=0, description="CPU threads for tuning; 0: all cores.")
 
 

@@ -62,6 +62,11 @@ def run_folder(run_id: str) -> Path:
     return _folder("runs", run_id)
 
 
+def files_of_run(run_id: str) -> Path:
+    """The same folder, not made here."""
+    return _folder("runs") / run_id
+
+
 def checkpoints_folder(run_id: str) -> Path:
     """A run's checkpoints, one folder each, and the best state so far."""
     return _folder("runs", run_id, "checkpoints")
@@ -122,6 +127,11 @@ def put(source: Path, target: Path) -> None:
     sync(target.parent)
 
 
+def entries(what: str) -> list[Path]:
+    """What lies in a folder of the home: datasets, base_models, runs or logs."""
+    return sorted(_folder(what).iterdir())
+
+
 def log_file(name: str) -> Path:
     """A process's log."""
     return _folder("logs") / f"{name}.log"
@@ -159,11 +169,16 @@ def socket_folder() -> Path:
     return path
 
 
+def token_file() -> Path:
+    """Where the access token is kept, unless it is set."""
+    return home() / "token"
+
+
 def token() -> str:
     """The access token: the one set, else one made once and kept with mode 0600."""
     if settings.token:
         return settings.token
-    path = home() / "token"
+    path = token_file()
     if not path.exists():
         descriptor, made = tempfile.mkstemp(dir=home())  # mode 0600
         with os.fdopen(descriptor, "w") as file:
@@ -175,10 +190,12 @@ def token() -> str:
 
 
 def size(path: Path) -> int:
-    """Bytes that a file, or all files of a folder, take."""
-    if path.is_file():
-        return path.stat().st_size
-    return sum(part.stat().st_size for part in parts(path))
+    """Bytes that a file, or all files of a folder, take; 0 if it is gone."""
+    total = 0
+    for part in [path] if path.is_file() else parts(path):
+        with contextlib.suppress(FileNotFoundError):  # gone since it was listed
+            total += part.stat().st_size
+    return total
 
 
 def parts(folder: Path) -> list[Path]:
@@ -193,6 +210,25 @@ def settle(new: Path, final: Path) -> None:
     if final.is_dir():
         remove(final)
     put(new, final)
+
+
+def inside(folder: Path, name: str) -> Path:
+    """The place in the folder that a relative name gives. Raises ValueError if it is outside."""
+    pieces = name.split("/")
+    plain = all(piece.isprintable() and "\\" not in piece for piece in pieces)
+    if not plain or {"", ".", ".."} & set(pieces):
+        raise ValueError(f"{name!r} is no place in a folder")
+    return folder.joinpath(*pieces)
+
+
+def passing_folder(what: str) -> Path:
+    """A new folder in the home folder for work that ends by removing it."""
+    return Path(tempfile.mkdtemp(prefix=f".{what}-", dir=home()))
+
+
+def home_name(path: Path) -> str:
+    """How a file is called within the home folder."""
+    return path.relative_to(home()).as_posix()
 
 
 def remove(path: Path) -> None:

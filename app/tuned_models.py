@@ -1,21 +1,22 @@
-"""Tuned models: what finished runs left, to list, prompt, take away and delete."""
+"""Tuned models: what finished runs left, to list, prompt and take away."""
 
-import time
 from collections.abc import Sequence
 
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from app import methods, queue, storage
-from app.errors import Conflict, NotFound
-from app.files import last_model, remove, tuned_model, whole_model
+from app import methods, queue
+from app.errors import Conflict, InTrash, NotFound
+from app.files import last_model, tuned_model, whole_model
 from app.storage import Path
 from app.tables import Run
 
 
 def all(db: Session) -> list[Run]:
     """The runs whose tuned model is there, newest first."""
-    query = select(Run).where(Run.state == "succeeded", Run.deleted_at.is_(None))
+    query = select(Run).where(
+        Run.state == "succeeded", Run.deleted_at.is_(None), Run.trashed_at.is_(None)
+    )
     return list(db.scalars(query.order_by(Run.finished_at.desc())))
 
 
@@ -25,7 +26,14 @@ def get(db: Session, run_id: str) -> Run:
     run = db.scalar(query.execution_options(populate_existing=True))
     if run is None:
         raise NotFound("There is no such tuned model. Its run has not finished, or it was deleted.")
+    if run.trashed_at:
+        raise InTrash("tuned-model", run.id, name(run), run.trashed_at)
     return run
+
+
+def name(run: Run) -> str:
+    """What a person knows it by."""
+    return f"{methods.get(run.method).label} of {run.experiment.name}"
 
 
 def folder_name(run: Run, which: str) -> str:
@@ -77,7 +85,8 @@ def ask_whole(db: Session, run_id: str) -> None:
 
 def claim_whole(db: Session, worker: str) -> Run | None:
     """Take one merged copy to make, or None."""
-    run = db.scalar(select(Run).where(Run.whole_state == "waiting").limit(1))
+    wanted = (Run.whole_state == "waiting", Run.trashed_at.is_(None))
+    run = db.scalar(select(Run).where(*wanted).limit(1))
     taken = run and _move_whole(db, run.id, "waiting", "making", whole_worker=worker)
     return run if taken else None
 
@@ -85,7 +94,7 @@ def claim_whole(db: Session, worker: str) -> Run | None:
 def _move_whole(db: Session, run_id: str, source: str, target: str, **values: str | None) -> bool:
     result = db.execute(
         update(Run)
-        .where(Run.id == run_id, Run.whole_state == source)
+        .where(Run.id == run_id, Run.whole_state == source, Run.trashed_at.is_(None))
         .values(whole_state=target, **values)
     )
     db.commit()
@@ -108,12 +117,3 @@ def free_orphans(db: Session, alive: Sequence[str]) -> None:
     for run_id in db.scalars(lost).all():
         _move_whole(db, run_id, "making", "waiting")
     db.commit()
-
-
-def delete(db: Session, run_id: str) -> None:
-    """Delete the model's files; its run, curve and scores stay."""
-    run = get(db, run_id)
-    run.deleted_at = time.time()
-    run.whole_state = ""
-    db.commit()
-    remove(storage.run_folder(run_id))

@@ -9,9 +9,11 @@ let source;
 let seen = "";
 let done = false;
 let words = new Map();
+const teller = document.getElementById("tell");
+const TELL = "studio-tell"; // kept in this browser: whether its person wants to be told
 
 function open() {
-  if (source || done || document.hidden) return;
+  if (source || done || (document.hidden && !wanted())) return;
   source = new EventSource(page.dataset.events + (seen ? `?after=${encodeURIComponent(seen)}` : ""));
   const on = (name, act) =>
     source.addEventListener(name, (event) => {
@@ -31,7 +33,10 @@ function open() {
     done = true;
     close();
     tell("All runs have ended");
-    if (!page.hasAttribute("data-ended")) compare();
+    if (!page.hasAttribute("data-ended")) {
+      ring();
+      compare();
+    }
     page.setAttribute("data-ended", "");
   });
 }
@@ -41,10 +46,34 @@ function close() {
   source = null;
 }
 
-// Connections to one address are few: a page that nobody sees gives its own back.
-document.addEventListener("visibilitychange", () => (document.hidden ? close() : open()));
+// Connections to one address are few: a page that nobody sees gives its own back. One that is to
+// tell its person keeps it: only over the stream does it hear that the runs have ended.
+document.addEventListener("visibilitychange", () => (document.hidden && !wanted() ? close() : open()));
 addEventListener("pagehide", close);
 addEventListener("pageshow", open);
+
+function wanted() {
+  return "Notification" in window && Notification.permission === "granted" && localStorage[TELL] === "yes";
+}
+
+function show() {
+  teller.hidden = !("Notification" in window) || page.hasAttribute("data-ended");
+  teller.setAttribute("aria-pressed", String(wanted()));
+}
+
+teller.addEventListener("click", async () => {
+  const permission = wanted() ? "off" : await Notification.requestPermission();
+  localStorage[TELL] = permission === "granted" ? "yes" : "no";
+  const text = "The browser does not let the studio tell you. Allow notifications in its settings for this page.";
+  if (permission === "denied") document.dispatchEvent(new CustomEvent("say", { detail: { text, bad: true } }));
+  show();
+});
+
+function ring() {
+  teller.hidden = true;
+  const states = [...document.querySelectorAll("[data-panel]")].map((one) => `${one.dataset.name}: ${words.get(one.dataset.panel)}`);
+  if (wanted()) new Notification(document.querySelector("h1").textContent, { body: states.join("\n"), tag: location.pathname });
+}
 
 function tell(text) {
   if (line.textContent !== text) line.textContent = text;
@@ -87,4 +116,5 @@ document.addEventListener("htmx:beforeSwap", ({ target }) => {
   }, { once: true });
 });
 
+show();
 open();

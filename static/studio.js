@@ -41,10 +41,14 @@ const AWAY = "The studio does not answer. Is it still running?";
 document.addEventListener("htmx:sendError", () => say(AWAY, true));
 document.addEventListener("htmx:afterOnLoad", () => status.textContent === AWAY && status.replaceChildren());
 
-// A notice goes by itself once it was read; one that says no stays until the next.
+// A notice goes by itself once it was read; one that says no stays until the next. With a button it
+// stays longer, and as long as someone is at it.
+function fade(line) {
+  setTimeout(() => (line.matches(":hover, :focus-within") ? fade(line) : line.remove()), line.querySelector("form") ? 20000 : 8000);
+}
 new MutationObserver(() => {
   const line = status.querySelector(".toast:not(.toast-bad)");
-  if (line) setTimeout(() => line.remove(), 8000);
+  if (line) fade(line);
 }).observe(status, { childList: true });
 const first = status.querySelector(".toast:not(.toast-bad)");
-if (first) setTimeout(() => first.remove(), 8000);
+if (first) fade(first);

@@ -168,6 +168,7 @@ FLOORS: list[set[str]] = [
         "migrate",
         "valkey",
     },
+    {"snapshots"},
     {"capacity"},
     {"forecast"},
     {
@@ -183,8 +184,18 @@ FLOORS: list[set[str]] = [
         "tuned_models",
     },
     {"misfits"},
-    {"comparison.", "experiments", "completions", "invariants", "schedule"},
-    {"supervisor", "tuning"},
+    {
+        "comparison.",
+        "experiments",
+        "completions",
+        "invariants",
+        "schedule",
+        "notices",
+        "trash",
+        "disk",
+        "leftovers",
+    },
+    {"supervisor", "tuning", "backups", "restores", "doctor"},
     {"cli", "web."},
 ]
 SAME_FLOOR = {
@@ -205,6 +216,9 @@ SAME_FLOOR = {
     ("order", "runs"),  # what has a place in the queue
     ("points", "runs"),  # a point is stored only while its run is held
     ("workers", "claims"),  # for the clock that several machines share
+    ("doctor", "supervisor"),  # whether there should be a broker
+    ("restores", "supervisor"),  # not while a studio runs
+    ("restores", "backups"),  # what a backup looks like
     ("tuning", "supervisor"),  # `studio tune` starts workers of its own if none run
 }
 

@@ -6,8 +6,8 @@ import pytest
 from sqlalchemy.orm import Session
 
 from app import base_models, methods, storage
-from app.errors import Conflict, Invalid, NotFound
-from app.tables import BaseModel, Completion, Dataset, Experiment
+from app.errors import Conflict, Invalid
+from app.tables import BaseModel
 
 
 @pytest.fixture(autouse=True)
@@ -129,42 +129,6 @@ def test_what_a_dead_worker_left_is_put_back(db: Session) -> None:
         "a/alive": "preparing",
         "a/setup": "waiting",
     }
-
-
-def test_one_in_use_cannot_be_deleted(db: Session) -> None:
-    model = added(db)
-    data = Dataset(name="d", fingerprint="f", num_examples=1, num_bytes=1)
-    db.add(data)
-    db.flush()
-    user = Experiment(
-        name="Mine",
-        base_model_id=model.id,
-        dataset_id=data.id,
-        task="generation",
-        template="{{input}}",
-        seed=1,
-        split={},
-    )
-    db.add(user)
-    db.add(
-        Completion(ask="a", base_model_id=model.id, input="x", template="{{input}}", settings={})
-    )
-    db.commit()
-    folder = storage.base_model_folder(model.id)
-    folder.mkdir()
-    with pytest.raises(Conflict, match="'Mine' uses this base model"):
-        base_models.delete(db, model.id)
-    assert folder.is_dir()
-    db.delete(user)
-    db.commit()
-    base_models.begin(db, model.id)
-    with pytest.raises(Conflict, match="being prepared"):
-        base_models.delete(db, model.id)
-    base_models.fail(db, model.id, "no")
-    base_models.delete(db, model.id)
-    assert not folder.exists()
-    with pytest.raises(NotFound):
-        base_models.get(db, model.id)
 
 
 def test_a_quantized_base_is_for_qlora_alone() -> None:

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import update
 from sqlalchemy.orm import Session
 
-from app import claims, database, runs
+from app import claims, database, order, runs
 from app.errors import LostClaim
 from app.settings import settings
 from app.tables import Run
@@ -78,7 +78,7 @@ def test_racing_workers_never_hold_one_run_twice(any_db: Session) -> None:
             if run is None:
                 # What others are just taking is passed over, and may not be taken after all.
                 with database.reading() as db:
-                    if not runs.count_waiting(db):
+                    if not order.count_waiting(db):
                         return mine
                 continue
             mine.append(run.id)

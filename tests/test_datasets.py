@@ -8,10 +8,10 @@ import pytest
 from sqlalchemy.orm import Session
 
 from app import datasets, prompts, storage
-from app.errors import Conflict, Invalid, NotFound
+from app.errors import Invalid, NotFound
 from app.examples import Example
 from app.settings import settings
-from app.tables import BaseModel, Dataset, Experiment
+from app.tables import Dataset
 
 PAIRS = [Example(f"text {number}", "even" if number % 2 == 0 else "odd") for number in range(60)]
 
@@ -119,33 +119,6 @@ def test_labels_are_few_short_outputs_that_come_again(
     monkeypatch.setattr(settings, "min_examples", 1)
     dataset = add(db, [Example(f"{number}", text) for number, text in enumerate(outputs)])
     assert datasets.labels(dataset) == labels
-
-
-def test_a_dataset_in_use_cannot_be_deleted(db: Session) -> None:
-    dataset = add(db)
-    model = BaseModel(name="m", source="hub", address="a/b")
-    db.add(model)
-    db.flush()
-    user = Experiment(
-        name="Mine",
-        base_model_id=model.id,
-        dataset_id=dataset.id,
-        task="generation",
-        template="{{input}}",
-        seed=1,
-        split={},
-    )
-    db.add(user)
-    db.commit()
-    with pytest.raises(Conflict, match="'Mine' uses this dataset"):
-        datasets.delete(db, dataset.id)
-    assert datasets.rows(dataset) == PAIRS
-    db.delete(user)
-    db.commit()
-    datasets.delete(db, dataset.id)
-    assert stored_files() == []
-    with pytest.raises(NotFound):
-        datasets.get(db, dataset.id)
 
 
 @pytest.mark.parametrize("key", datasets.EXAMPLES)

@@ -1,8 +1,5 @@
 """Experiments: complete when stored, refused with the field to blame, and deleted with all of it."""
 
-import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -12,18 +9,12 @@ from sqlalchemy.orm import Session
 from app import (
     base_models,
     claims,
-    completions,
-    database,
     experiments,
     methods,
-    points,
-    runs,
-    storage,
 )
 from app.errors import Conflict, Invalid, NotFound, StudioError
-from app.tables import Answer, Completion, Event, Experiment, Point, Run
+from app.tables import Experiment, Run
 from tests import factories
-from tests.factories import measured
 
 
 def _create(db: Session, **changes: Any) -> Experiment:
@@ -169,79 +160,3 @@ def test_newest_first(db: Session) -> None:
     ids = [factories.experiment(db, base, data, created_at=at).id for at in (2.0, 3.0, 1.0)]
     assert [one.id for one in experiments.all(db)] == [ids[1], ids[0], ids[2]]
     assert len(experiments.all(db, limit=2)) == 2
-
-
-def test_removing_takes_everything_of_it_and_nothing_else(any_db: Session) -> None:
-    of = factories.experiment(any_db)
-    run = factories.run(any_db, of, state="running")
-    points.record(any_db, run.id, 1, [measured(1)])
-    runs.tell(any_db, run.id, 1, "Taken up.")
-    runs.finish(any_db, run.id, 1)
-    kept = factories.tuned(any_db)
-    (storage.checkpoints_folder(run.id) / "step").mkdir()
-    any_db.add(Answer(owner=run.id, row=1, text="delivery", score=1.0))
-    any_db.commit()
-    for one in (run, kept):
-        completions.ask(
-            any_db,
-            base_model_id=one.experiment.base_model_id,
-            run_ids=[one.id],
-            input="Hello",
-            template="{{input}}",
-        )
-    experiments.remove(any_db, of.id)
-    with pytest.raises(NotFound):
-        experiments.get(any_db, of.id)
-    assert [_count(any_db, table) for table in (Answer, Event, Point)] == [0, 0, 0]
-    assert any_db.scalars(select(Run.id)).all() == [kept.id]
-    assert any_db.scalars(select(Completion.run_id)).all() == [kept.id]
-    folders = {path.name for path in (storage.home() / "runs").iterdir()}
-    assert folders == {kept.id}
-
-
-@pytest.mark.parametrize("state", sorted(runs.HELD))
-def test_what_is_at_work_is_not_removed(db: Session, state: str) -> None:
-    of = factories.experiment(db)
-    factories.run(db, of, state=state)
-    factories.run(db, of, state="queued")
-    with pytest.raises(Conflict, match="nothing was deleted"):
-        experiments.remove(db, of.id)
-    db.rollback()
-    assert _count(db, Run) == 2
-
-
-def test_removing_while_a_worker_takes_a_run_up(any_db: Session) -> None:
-    """Either all of the experiment goes, or all of it stays and the run is at work."""
-    data, base = factories.dataset(any_db), factories.base_model(any_db)
-    start = threading.Barrier(2, timeout=60)
-
-    def claim() -> Run | None:
-        with database.session() as db:
-            start.wait()
-            return claims.claim_next(db, "w1")
-
-    def remove(experiment_id: str, later: float) -> bool:
-        with database.session() as db:
-            start.wait()
-            time.sleep(later)
-            try:
-                experiments.remove(db, experiment_id)
-            except Conflict:
-                return False
-            return True
-
-    with ThreadPoolExecutor(2) as pool:
-        for number in range(40):
-            of = factories.experiment(any_db, base, data)
-            run = factories.run(any_db, of)
-            claiming, removing = pool.submit(claim), pool.submit(remove, of.id, number % 5 / 2000)
-            taken, removed = claiming.result(), removing.result()
-            assert (taken is None) == removed
-            any_db.expunge_all()
-            if taken:
-                assert [event.attempt for event in runs.history(any_db, run.id)] == [1]
-                runs.finish(any_db, run.id, 1)
-            assert _count(any_db, Run) == (1 if taken else 0)
-            any_db.rollback()
-            if taken:
-                experiments.remove(any_db, of.id)

@@ -215,3 +215,71 @@ def test_answers_are_written_side_by_side_to_the_last_blank(
     page.keyboard.press("Control+Enter")
     expect(page.locator("#problems")).to_be_focused()
     expect(page.locator("#input")).to_have_value(" ")
+
+
+# Keeps what would be shown, and shows it all the same; a page can be told that nobody sees it.
+NOTIFIED = """
+window.told = [];
+window.Notification = class extends Notification {
+  constructor(title, options) { super(title, options); window.told.push([title, options.body]); }
+};
+window.hide = (hidden) => {
+  Object.defineProperty(document, "hidden", { value: hidden, configurable: true });
+  document.dispatchEvent(new Event("visibilitychange"));
+};
+"""
+
+
+def test_a_person_who_asked_for_it_is_told_when_the_runs_have_ended(
+    page: Page, db: Session, of: Experiment
+) -> None:
+    page.context.grant_permissions(["notifications"])
+    page.add_init_script(NOTIFIED)
+    page.goto(f"/experiments/{of.id}")
+    button = page.get_by_role("button", name="Tell me when it ends")
+    expect(button).to_have_attribute("aria-pressed", "false")
+    expect(page.locator("#live")).to_have_text("Live")
+    button.click()
+    expect(button).to_have_attribute("aria-pressed", "true")
+    page.reload()
+    expect(button).to_have_attribute("aria-pressed", "true")  # remembered
+    expect(page.locator("#live")).to_have_text("Live")
+    page.evaluate("hide(true)")  # the stream goes on all the same
+    runs.cancel(db, "b" * 12)
+    runs.finish(db, "a" * 12, 1)
+    expect(button).to_have_count(0)
+    ((title, body),) = page.evaluate("told")
+    assert title == HOSTILE
+    assert body == "LoRA: Done\nFull fine tuning: Cancelled"
+    page.reload()
+    expect(page.locator("#live")).to_have_text("All runs have ended")
+    page.wait_for_timeout(300)
+    assert page.evaluate("told") == []  # what had ended before is no news
+
+
+def test_nobody_is_told_who_did_not_ask(page: Page, db: Session, of: Experiment) -> None:
+    page.context.grant_permissions(["notifications"])
+    page.add_init_script(NOTIFIED)
+    page.goto(f"/experiments/{of.id}")
+    button = page.get_by_role("button", name="Tell me when it ends")
+    for pressed in ("true", "false"):
+        button.click()
+        expect(button).to_have_attribute("aria-pressed", pressed)
+    page.evaluate("hide(true)")  # gives its connection back
+    record(db, 1)
+    page.wait_for_timeout(500)
+    expect(reading(page)).not_to_contain_text("raw")
+    page.evaluate("hide(false)")
+    expect(reading(page)).to_contain_text("raw")
+    runs.cancel(db, "b" * 12)
+    runs.finish(db, "a" * 12, 1)
+    expect(page.locator("#live")).to_have_text("All runs have ended")
+    assert page.evaluate("told") == []
+
+
+def test_a_browser_that_refuses_is_explained(page: Page, of: Experiment) -> None:
+    page.goto(f"/experiments/{of.id}")
+    page.context.clear_permissions()
+    page.evaluate("Notification.requestPermission = async () => 'denied'")
+    page.get_by_role("button", name="Tell me when it ends").click()
+    expect(page.locator("#status")).to_contain_text("Allow notifications")

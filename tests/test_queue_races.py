@@ -13,7 +13,7 @@ from tests.servers import at_once
 
 RACER = """
 import json
-from app import capacity, claims, database, runs
+from app import capacity, claims, database, order, runs
 with database.session() as db:
     claims.now(db)
 GO
@@ -24,7 +24,7 @@ while True:
     taken = (capacity.Taken(100.0, 60.0),) if turn % 2 else ()
     with database.session() as db:
         run = claims.claim_next(db, name, capacity.Room(1000.0, taken=taken))
-        left = run or runs.count_waiting(db)
+        left = run or order.count_waiting(db)
     if run:
         mine.append([run.id, run.attempt])
     elif not left:

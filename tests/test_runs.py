@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import update
 from sqlalchemy.orm import Session
 
-from app import runs
+from app import order, runs
 from app.errors import Conflict, LostClaim, NotFound
 from app.tables import Run
 from tests import factories
@@ -222,8 +222,8 @@ def test_what_is_at_work_is_listed_in_order_and_what_waits_is_counted(db: Sessio
     first = factories.run(db, state="pausing", position=1.0)
     for state in ("queued", "paused", "succeeded"):
         factories.run(db, state=state)
-    assert [run.id for run in runs.at_work(db)] == [first.id, second.id]
-    assert runs.count_waiting(db) == 2
+    assert [run.id for run in order.at_work(db)] == [first.id, second.id]
+    assert order.count_waiting(db) == 2
 
 
 def test_a_new_run_is_behind_all_others_even_if_the_clock_was_put_back(

@@ -118,14 +118,3 @@ def test_only_what_can_be_merged_is(db: Session, method: str, merges: bool) -> N
         with pytest.raises(Conflict, match="nothing that can be merged"):
             tuned_models.ask_whole(db, run.id)
     assert _whole(db, run)[0] == ("waiting" if merges else "")
-
-
-def test_deleting_takes_the_files_and_leaves_the_record(db: Session) -> None:
-    run = factories.tuned(db, whole_state="ready")
-    tuned_models.delete(db, run.id)
-    assert tuned_models.all(db) == []
-    assert not (storage.home() / "runs" / run.id).exists()
-    found = runs.get(db, run.id)
-    assert (found.state, found.whole_state) == ("succeeded", "")
-    with pytest.raises(NotFound):
-        tuned_models.delete(db, run.id)

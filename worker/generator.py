@@ -5,6 +5,7 @@ from collections.abc import Callable
 from sqlalchemy.orm import Session
 
 from app import base_models, completions, database, processes, tuned_models, workers
+from worker.housekeeping import Housekeeping
 from worker.keeper import Child, Keeper
 
 
@@ -18,6 +19,7 @@ class Generator(Keeper):
         self.answering: Child | None = None
         # Each with what to do, given the reason, if it dies before it could say so itself.
         self.passing: list[tuple[Child, Callable[[Session, str], None]]] = []
+        self.house = Housekeeping()
 
     def look(self) -> None:
         """Keep the answering process alive and awake; start what else is wanted."""
@@ -39,6 +41,7 @@ class Generator(Keeper):
             self._pass("worker.prepare", base_model.id, base_models.fail)
         if whole:
             self._pass("worker.export", whole.id, tuned_models.fail_whole)
+        self.house.look()
 
     def _pass(self, module: str, row: str, fail: Callable[[Session, str, str], None]) -> None:
         child = self.child(module, row)

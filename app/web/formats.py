@@ -112,6 +112,15 @@ def zone() -> str:
     return time.strftime("%Z")
 
 
+def ahead(at: float) -> str:
+    """How long until then, in one unit."""
+    seconds = at - time.time()
+    for length, unit in ((86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * length:
+            return f"in {round(seconds / length)} {unit}"
+    return "in a minute" if seconds > 0 else "now"
+
+
 def iso(at: float) -> str:
     """For the `datetime` of a <time>."""
     return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -151,6 +160,7 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "memories": lambda found: between(found, memory),
     "sizes": lambda found: between(found, size),
     "ago": ago,
+    "ahead": ahead,
     "iso": iso,
     "clock": clock,
     "short": short,

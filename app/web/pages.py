@@ -1,6 +1,7 @@
 """Renders templates: the Jinja environment, and the two answers a page handler gives."""
 
 import hashlib
+import re
 from functools import cache
 from typing import Any
 from urllib.parse import quote, unquote
@@ -15,6 +16,8 @@ from app.web import colours, formats
 
 THEMES = ("light", "dark", "system")
 _NOTICE = "studio-notice"  # cookie: one sentence for the next page, after a redirect
+_UNDO = "studio-undo"  # cookie: kind and id of what was thrown away, for the button beside it
+_THROWN = re.compile(r"[a-z-]+/[0-9a-f]+")
 _THEME = "studio-theme"
 
 
@@ -44,11 +47,12 @@ def static(name: str) -> str:
 def render(request: Request, template: str, *, status: int = 200, **values: Any) -> HTMLResponse:
     """A page, or a fragment if the template's name begins with `_`.
 
-    Every template also knows `path`, `theme`, `notice`, `methods` and `static(name)`.
+    Every template also knows `path`, `theme`, `notice`, `undo`, `methods` and `static(name)`.
     """
     page = not template.startswith("_")
     theme = request.cookies.get(_THEME, "system")
     notice = unquote(request.cookies.get(_NOTICE, "")) if page else ""
+    undo = unquote(request.cookies.get(_UNDO, "")) if notice else ""
     text = (
         _environment()
         .get_template(template)
@@ -56,6 +60,7 @@ def render(request: Request, template: str, *, status: int = 200, **values: Any)
             path=request.scope["path"],
             theme=theme if theme in THEMES else "system",
             notice=notice,
+            undo=undo if _THROWN.fullmatch(undo) else "",
             status=status,
             **values,
         )
@@ -63,15 +68,20 @@ def render(request: Request, template: str, *, status: int = 200, **values: Any)
     response = HTMLResponse(text, status_code=status)
     if notice:
         response.delete_cookie(_NOTICE)
+        response.delete_cookie(_UNDO)
     return response
 
 
-def redirect(to: str, notice: str = "") -> RedirectResponse:
-    """Go to a page of the studio after a form (303), which then says the notice once."""
+def redirect(to: str, notice: str = "", undo: str = "") -> RedirectResponse:
+    """Go to a page of the studio after a form (303), which then says the notice once.
+
+    `undo` is kind/id of what went into the trash: the notice then has a button that puts it back.
+    """
     response = RedirectResponse(local(to), status_code=303)
-    if notice:
-        value = quote(notice[:300])
-        response.set_cookie(_NOTICE, value, max_age=60, httponly=True, samesite="lax")
+    for name, text in ((_NOTICE, notice), (_UNDO, undo)):
+        if text:
+            value = quote(text[:300], safe="")
+            response.set_cookie(name, value, max_age=60, httponly=True, samesite="lax")
     return response
 
 

@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse, Response
 from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 
-from app import errors, room
+from app import errors, room, trash
 from app.web import pages
 
 log = logging.getLogger("studio.web")
@@ -88,6 +88,10 @@ def status_of(error: errors.StudioError) -> int:
 
 
 def _studio_error(request: Request, error: Any) -> Response:
+    path, fragment = request.scope["path"], request.headers.get("HX-Request") == "true"
+    if isinstance(error, errors.InTrash) and not path.startswith("/api/") and not fragment:
+        until = trash.until(error.trashed_at)
+        return pages.render(request, "trashed.html", status=404, thing=error, until=until)
     return refuse(request, status_of(error), error.message, error.field)
 
 

@@ -6,7 +6,7 @@ import pydantic
 from fastapi import APIRouter
 from fastapi.responses import Response
 
-from app import base_models
+from app import base_models, trash
 from app.tables import BaseModel
 from app.web.sessions import Reading, Writing
 
@@ -56,6 +56,6 @@ def retry(db: Writing, base_model_id: str) -> dict[str, Any]:
 
 @router.delete("/{base_model_id}", status_code=204)
 def delete(db: Writing, base_model_id: str) -> Response:
-    """Delete it; refused while an experiment uses it."""
-    base_models.delete(db, base_model_id)
+    """Throw it away; `/api/trash` gives it back for a day. Refused while it is needed."""
+    trash.throw_away(db, "base-model", base_model_id)
     return Response(status_code=204)

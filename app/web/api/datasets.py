@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, File, Form, UploadFile
 from fastapi.responses import Response
 
-from app import datasets
+from app import datasets, trash
 from app.tables import Dataset
 from app.web import uploads
 from app.web.sessions import Reading, Writing
@@ -48,6 +48,6 @@ def show(db: Reading, dataset_id: str) -> dict[str, Any]:
 
 @router.delete("/{dataset_id}", status_code=204)
 def delete(db: Writing, dataset_id: str) -> Response:
-    """Delete it; refused while an experiment uses it."""
-    datasets.delete(db, dataset_id)
+    """Throw it away; `/api/trash` gives it back for a day. Refused while it is needed."""
+    trash.throw_away(db, "dataset", dataset_id)
     return Response(status_code=204)

@@ -6,7 +6,7 @@ import pydantic
 from fastapi import APIRouter, Query
 from fastapi.responses import Response
 
-from app import datasets, experiments, points, prompts
+from app import datasets, experiments, points, prompts, trash
 from app.comparison import figures
 from app.tables import Experiment
 from app.web import panels
@@ -84,6 +84,6 @@ def comparison(
 
 @router.delete("/{experiment_id}", status_code=204)
 def delete(db: Writing, experiment_id: str) -> Response:
-    """Delete it with all that its runs left; refused while one is at work."""
-    experiments.remove(db, experiment_id)
+    """Throw it away; `/api/trash` gives it back for a day. Refused while it is needed."""
+    trash.throw_away(db, "experiment", experiment_id)
     return Response(status_code=204)

@@ -5,7 +5,7 @@ from typing import Any, Literal
 from fastapi import APIRouter
 from fastapi.responses import Response
 
-from app import tuned_models
+from app import trash, tuned_models
 from app.tables import Run
 from app.web import archives
 from app.web.sessions import Reading, Writing
@@ -53,6 +53,6 @@ def ask_whole(db: Writing, run_id: str) -> dict[str, Any]:
 
 @router.delete("/{run_id}", status_code=204)
 def delete(db: Writing, run_id: str) -> Response:
-    """Delete its files; the run, its curve and its scores stay."""
-    tuned_models.delete(db, run_id)
+    """Throw it away; `/api/trash` gives it back for a day. Refused while it is needed."""
+    trash.throw_away(db, "tuned-model", run_id)
     return Response(status_code=204)

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Form, Request
 from fastapi.responses import Response
 from sqlalchemy.orm import Session
 
-from app import base_models, storage
+from app import base_models, storage, trash
 from app.errors import StudioError
 from app.web import pages, refusals
 from app.web.sessions import Reading, Writing
@@ -65,6 +65,8 @@ def retry(db: Writing, base_model_id: str) -> Response:
 
 @router.post("/{base_model_id}/delete")
 def delete(db: Writing, base_model_id: str) -> Response:
-    """Delete it, unless an experiment uses it."""
-    base_models.delete(db, base_model_id)
-    return pages.redirect("/base-models", "The base model was deleted.")
+    """Throw it away; for a day it can be put back."""
+    trash.throw_away(db, "base-model", base_model_id)
+    return pages.redirect(
+        "/base-models", "The base model is in the trash.", undo=f"base-model/{base_model_id}"
+    )

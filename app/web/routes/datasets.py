@@ -6,7 +6,7 @@ from fastapi import APIRouter, File, Form, Request, UploadFile
 from fastapi.responses import Response
 from sqlalchemy.orm import Session
 
-from app import datasets, experiments
+from app import datasets, experiments, trash
 from app.errors import Invalid
 from app.settings import settings
 from app.web import pages, uploads
@@ -73,6 +73,6 @@ def show(request: Request, db: Reading, dataset_id: str) -> Response:
 
 @router.post("/{dataset_id}/delete")
 def delete(db: Writing, dataset_id: str) -> Response:
-    """Delete it, unless an experiment uses it."""
-    datasets.delete(db, dataset_id)
-    return pages.redirect("/datasets", "The dataset was deleted.")
+    """Throw it away; for a day it can be put back."""
+    trash.throw_away(db, "dataset", dataset_id)
+    return pages.redirect("/datasets", "The dataset is in the trash.", undo=f"dataset/{dataset_id}")

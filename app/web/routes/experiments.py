@@ -8,7 +8,7 @@ from fastapi.responses import Response, StreamingResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from starlette.datastructures import FormData
 
-from app import base_models, database, datasets, experiments
+from app import base_models, database, datasets, experiments, trash
 from app.errors import NotFound
 from app.web import curves, drafts, live, panels, previews, streams
 from app.web.pages import redirect, render
@@ -148,6 +148,8 @@ async def events(
 
 @router.post("/{experiment_id}/delete")
 def delete(db: Writing, experiment_id: str) -> Response:
-    """Delete the experiment with all that its runs left."""
-    experiments.remove(db, experiment_id)
-    return redirect("/experiments", "The experiment was deleted.")
+    """Throw it away; for a day it can be put back."""
+    trash.throw_away(db, "experiment", experiment_id)
+    return redirect(
+        "/experiments", "The experiment is in the trash.", undo=f"experiment/{experiment_id}"
+    )

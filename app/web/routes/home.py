@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from sqlalchemy.orm import Session
 
-from app import base_models, datasets, experiments, order, queue, runs, workers
+from app import base_models, datasets, disk, experiments, order, queue, workers
 from app.comparison import figures, scores
 from app.tables import Experiment
 from app.web import pages, panels
@@ -48,10 +48,11 @@ def _now(db: Session) -> dict[str, Any]:
     for worker in workers.alive(db):
         kinds.setdefault(worker.kind, []).append(worker)
     return {
-        "running": [(run, panels.one_of(db, run)) for run in runs.at_work(db)],
-        "num_waiting": runs.count_waiting(db),
+        "running": [(run, panels.one_of(db, run)) for run in order.at_work(db)],
+        "num_waiting": order.count_waiting(db),
         "held_since": order.held_since(db),
         "workers": kinds,
+        "disk": disk.summary(),
     }
 
 

@@ -5,7 +5,7 @@ from typing import Literal
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from app import tuned_models
+from app import trash, tuned_models
 from app.comparison import scores
 from app.web import archives, pages, snippets
 from app.web.sessions import Reading, Writing
@@ -56,6 +56,8 @@ def ask_whole(db: Writing, run_id: str) -> Response:
 
 @router.post("/{run_id}/delete")
 def delete(db: Writing, run_id: str) -> Response:
-    """Delete the files; the run's curve and scores stay with its experiment."""
-    tuned_models.delete(db, run_id)
-    return pages.redirect("/tuned-models", "The tuned model's files were deleted.")
+    """Throw it away; for a day it can be put back."""
+    trash.throw_away(db, "tuned-model", run_id)
+    return pages.redirect(
+        "/tuned-models", "The tuned model is in the trash.", undo=f"tuned-model/{run_id}"
+    )
