@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -96,6 +97,13 @@ def _postgres_program(name: str) -> str:
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[str]:
     """A temporary PostgreSQL on a unix socket; the URL of its databases, less their names."""
+    with postgres_running() as url:
+        yield url
+
+
+@contextmanager
+def postgres_running() -> Iterator[str]:
+    """A PostgreSQL of one's own: its folder is the host in its URL."""
     initdb, server = _postgres_program("initdb"), _postgres_program("postgres")
     folder = Path(tempfile.mkdtemp(prefix="studio-pg-"))
     user = getpass.getuser()
@@ -141,13 +149,13 @@ def _answers(engine: object) -> bool:
     return True
 
 
-def _use(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def use_database(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     database.engine().dispose()
     monkeypatch.setattr(settings, "database_url", url)
     database.engine.cache_clear()
 
 
-def _new_database(server: str) -> str:
+def new_database(server: str) -> str:
     """An empty database, which goes with its server; its URL."""
     name = f"test_{secrets.token_hex(4)}"
     admin = create_engine(
@@ -164,7 +172,7 @@ def empty_postgres(
     postgres_server: str, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[str]:
     """The studio works on an empty database of PostgreSQL, without tables; its URL."""
-    _use(_new_database(postgres_server), monkeypatch)
+    use_database(new_database(postgres_server), monkeypatch)
     yield settings.database_url
     database.engine().dispose()
     database.engine.cache_clear()
@@ -172,7 +180,7 @@ def empty_postgres(
 
 @pytest.fixture(scope="session")
 def _postgres_with_tables(postgres_server: str) -> str:
-    url = _new_database(postgres_server)
+    url = new_database(postgres_server)
     engine = create_engine(url.replace("://", "+psycopg://"))
     tables.Table.metadata.create_all(engine)
     engine.dispose()
@@ -184,7 +192,7 @@ def postgres(
     _postgres_with_tables: str, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[str]:
     """The studio works on PostgreSQL, its tables empty; the database's URL."""
-    _use(_postgres_with_tables, monkeypatch)
+    use_database(_postgres_with_tables, monkeypatch)
     yield _postgres_with_tables
     with database.session() as db:
         for table in reversed(tables.Table.metadata.sorted_tables):

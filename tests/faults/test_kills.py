@@ -11,7 +11,7 @@ import httpx
 import pytest
 from sqlalchemy.orm import Session
 
-from app import completions, database, datasets, queue, runs, valkey
+from app import completions, database, datasets, points, queue, runs, valkey
 from app.settings import settings
 from app.tables import Run
 from tests import factories
@@ -253,8 +253,6 @@ def test_promise_1_the_web_is_killed_in_the_middle_of_an_upload(
 
 def test_the_web_is_killed_in_the_middle_of_a_stream(db: Session, plant: Plant) -> None:
     """The browser comes back with the numbers it has seen, and gets the rest, once."""
-    from app import points
-
     of = factories.experiment(db)
     run = factories.run(db, of, state="running", num_steps=100)
     points.record(db, run.id, 1, [factories.measured(n) for n in range(1, 11)])
