@@ -15,7 +15,7 @@ import pytest
 import torch
 from sqlalchemy.orm import Session
 
-from app import claims, database, invariants, methods, points, registry, room, runs, storage
+from app import claims, database, invariants, methods, points, registry, runs, space, storage
 from app.errors import LostClaim
 from app.settings import settings
 from app.tables import Run
@@ -436,7 +436,7 @@ def test_a_disk_that_is_really_full(
     ],
 )
 def test_whoever_says_that_the_disk_is_full(error: Exception, expected: bool) -> None:
-    assert room.is_full(error) is expected
+    assert space.is_full(error) is expected
 
 
 # --- How often ---------------------------------------------------------------------------------

@@ -99,7 +99,7 @@ def test_every_place_that_writes_for_good_has_a_crash_point() -> None:
         "app/experiments.py",
         "app/points.py",
         "app/registry.py",
-        "app/room.py",
+        "app/space.py",
         "app/runs.py",
         "app/web/uploads.py",
         "worker/checkpoints.py",
