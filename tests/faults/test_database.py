@@ -15,7 +15,8 @@ from sqlalchemy import text, update
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from app import database, storage, tables
+from app import database, runs, storage, tables
+from app.errors import LostClaim
 from app.tables import Event, Experiment, Point, Run, Worker
 from tests import factories
 from tests.faults import small
@@ -142,6 +143,33 @@ def test_a_jump_of_the_clock_ends_no_lease(db: Session, model: Path, plant: Plan
     reaches(run.id, "succeeded")
     assert small.now(run.id).attempt == 1
     same(run, curve, files)
+
+
+@pytest.mark.postgres
+def test_who_falls_asleep_over_a_run_does_not_keep_it_locked(
+    postgres: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Promise 2, with the run's row locked by a machine that sleeps: it loses the lock and the run."""
+    monkeypatch.setattr(settings, "lease_seconds", 1.5)
+    with database.session() as db:
+        run_id = factories.run(db, state="running").id
+    tries = 0
+
+    def place(db: Session) -> None:
+        nonlocal tries
+        tries += 1
+        runs.lock(db, run_id, 1)
+        if tries == 1:
+            with database.session() as other:  # waits for the lock
+                runs.settle(other, run_id, 1, "It was put back.")
+        db.commit()
+
+    began = time.monotonic()
+    with pytest.raises(LostClaim):
+        database.lasting(place)
+    assert tries == 2
+    assert time.monotonic() - began < 10
+    assert small.now(run_id).state == "queued"
 
 
 # --- PostgreSQL -------------------------------------------------------------------------------
