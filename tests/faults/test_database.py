@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 
 from app import database, runs, storage, tables
 from app.errors import LostClaim
+from app.settings import settings
 from app.tables import Event, Experiment, Point, Run, Worker
 from tests import factories
 from tests.faults import small
