@@ -89,15 +89,22 @@ def attempt(run_id: str, acts: dict[int, Callable[[], None]] | None = None) -> i
     return watch.count
 
 
+_whole: dict[str, tuple[Any, Any]] = {}
+
+
 def whole(of: Run) -> tuple[Any, Any]:
-    """Curve and files of a run that nobody disturbed."""
+    """Curve and files of a run like this that nobody disturbed; computed once."""
+    key = f"{of.method} {of.params}"
+    if key in _whole:
+        return _whole[key]
     with database.session() as db:
         twin = Run(experiment_id=of.experiment_id, method=of.method, params=of.params, position=0.0)
         db.add(twin)
         db.commit()
     attempt(twin.id)
     assert small.now(twin.id).state == "succeeded", small.said(twin.id)
-    return small.curve(twin.id), small.left(twin.id)
+    _whole[key] = small.curve(twin.id), small.left(twin.id)
+    return _whole[key]
 
 
 def check() -> None:
