@@ -119,6 +119,7 @@ def test_the_broker_hangs(db: Session, plant: Plant) -> None:
     until(lambda: "does not answer" not in web.get("/").text)
 
 
+@pytest.mark.faults
 def test_a_stream_looks_by_itself_while_the_broker_is_away(db: Session, plant: Plant) -> None:
     run = factories.run(db, state="running", num_steps=10)
     plant.start("web")

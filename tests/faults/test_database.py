@@ -124,6 +124,7 @@ def test_a_database_without_room_is_waited_for(home: Path) -> None:
 # --- The clock --------------------------------------------------------------------------------
 
 
+@pytest.mark.faults
 def test_a_jump_of_the_clock_ends_no_lease(db: Session, model: Path, plant: Plant) -> None:
     """Leases count a clock that does not jump: wherever a row holds the time of day, it may be
     years from now or long ago, and the run goes on at its first attempt.

@@ -137,6 +137,7 @@ def test_a_run_that_gets_nowhere_fails_with_the_reason(db: Session, plant: Plant
     assert "lost 3 times with nothing saved in between" in (found.error or "")
 
 
+@pytest.mark.faults
 def test_promise_5_cancel_against_finish(db: Session, plant: Plant) -> None:
     """Whoever comes first wins, and a cancelled run never turns into success."""
     of = factories.experiment(db)
@@ -159,6 +160,7 @@ def test_promise_5_cancel_against_finish(db: Session, plant: Plant) -> None:
     print(ends)
 
 
+@pytest.mark.faults
 def test_everything_sleeps_for_longer_than_a_lease(db: Session, model: Path, plant: Plant) -> None:
     """As when the lid of a laptop is closed; two workers wake up, and one of them has the run."""
     run, curve, files = whole(db, model, plant, "quick tuner")
@@ -176,6 +178,7 @@ def test_everything_sleeps_for_longer_than_a_lease(db: Session, model: Path, pla
     same(run, curve, files)
 
 
+@pytest.mark.faults
 def test_a_worker_that_wakes_up_late_has_lost_its_run_and_changes_nothing(
     db: Session, model: Path, plant: Plant
 ) -> None:
@@ -256,6 +259,7 @@ def test_promise_1_the_web_is_killed_in_the_middle_of_an_upload(
     assert len(datasets.rows(stored)) == 200
 
 
+@pytest.mark.faults
 def test_the_web_is_killed_in_the_middle_of_a_stream(db: Session, plant: Plant) -> None:
     """The browser comes back with the numbers it has seen, and gets the rest, once."""
     of = factories.experiment(db)
@@ -299,6 +303,7 @@ def states(ask: str) -> list[str]:
         return [one.state for one in completions.of(db, ask)]
 
 
+@pytest.mark.faults
 def test_kill_9_of_the_generator_leaves_no_prompt_open(db: Session, plant: Plant) -> None:
     base = factories.base_model(db)
     asks = []
