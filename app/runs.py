@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
-from app import forecast, queue
+from app import database, forecast, queue
 from app.crashpoints import crashpoint
 from app.errors import Conflict, InTrash, LostClaim, NotFound
 from app.settings import settings
@@ -72,6 +72,7 @@ def update_held(db: Session, run_id: str, attempt: int, **values: Any) -> None:
 
     Raises LostClaim once another attempt has begun or the run has ended.
     """
+    database.wake_or_lose(db, settings.lease_seconds / 3)
     result = db.execute(
         update(Run)
         .where(Run.id == run_id, *held_by(attempt))

@@ -173,7 +173,7 @@ FLOORS: list[set[str]] = [
     {"forecast"},
     {
         "runs",
-        "room",
+        "space",
         "registry",
         "order",
         "claims",
@@ -208,8 +208,8 @@ SAME_FLOOR = {
     ("example_files", "example_json"),
     ("example_files", "example_lines"),
     ("example_json", "example_lines"),
-    ("claims", "room"),  # a sweep puts back what waited for room on the disk
-    ("room", "runs"),
+    ("claims", "space"),  # a sweep puts back what waited for room on the disk
+    ("space", "runs"),
     ("registry", "runs"),
     ("claims", "runs"),  # a claim is a move of a run
     ("claims", "order"),  # nothing is claimed while the queue is held

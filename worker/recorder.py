@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from app import database, files, points, registry, room, runs, storage
+from app import database, files, points, registry, runs, space, storage
 from app.crashpoints import crashpoint
 from app.points import Measured
 from app.settings import settings
@@ -32,7 +32,7 @@ def save(job: Job, model: Any, state: checkpoints.State, folder: storage.Path) -
         return
     base = job.run.experiment.base_model
     new = folder.with_name(f".{folder.name}-{job.run.attempt}")
-    room.check(sum(value.nbytes for value in state.trained.values()) + 2**24)
+    space.check(sum(value.nbytes for value in state.trained.values()) + 2**24)
     try:
         backbones.save_tuned(
             model,
@@ -187,7 +187,7 @@ class Recorder:
         run = self.job.run
         final = storage.checkpoint_folder(run.id, self.state.step, run.attempt)
         new = final.with_name(f".{final.name}")
-        room.check(checkpoints.num_bytes(self.state))
+        space.check(checkpoints.num_bytes(self.state))
         try:
             made = checkpoints.write(new, self.state)
             database.lasting(

@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse, Response
 from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 
-from app import errors, room, trash
+from app import errors, space, trash
 from app.web import pages
 
 log = logging.getLogger("studio.web")
@@ -104,7 +104,7 @@ def _no_database(request: Request, error: Exception) -> Response:
 
 
 def _no_room(request: Request, error: Exception) -> Response:
-    if not room.is_full(error):
+    if not space.is_full(error):
         return unforeseen(request, error)
     message = "The disk is full. Nothing was stored; make room, then try again."
     return refuse(request, 503, message)

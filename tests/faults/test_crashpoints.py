@@ -23,6 +23,7 @@ from app import (
     datasets,
     experiments,
     storage,
+    tables,
     tuned_models,
 )
 from app.settings import settings
@@ -98,7 +99,7 @@ def test_every_place_that_writes_for_good_has_a_crash_point() -> None:
         "app/experiments.py",
         "app/points.py",
         "app/registry.py",
-        "app/room.py",
+        "app/space.py",
         "app/runs.py",
         "app/web/uploads.py",
         "worker/checkpoints.py",
@@ -167,8 +168,6 @@ def tuning(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tu
         patch.setattr(settings, "home", str(tmp_path_factory.mktemp("crashes") / "home"))
         patch.setattr(settings, "database_url", "")
         database.engine.cache_clear()
-        from app import tables
-
         tables.Table.metadata.create_all(database.engine())
         with begun(patch) as plant, database.session() as db:
             yield Tuning(plant, db, model)
@@ -191,17 +190,15 @@ def harmed(tuning: Tuning, name: str, spec: str, **more: Any) -> Run:
 )
 def test_the_trainer_dies_there(tuning: Tuning, name: str) -> None:
     if name == "points.rewound":  # something must have been measured that was not saved
-        run = harmed(tuning, "points.committed", "points.committed:3", checkpoint_seconds=3600.0)
-        until(lambda: small.now(run.id).attempt == 1)
-        storage.remove(storage.crash_mark(name))
-        tuning.plant.override(crash=name)
-        until(lambda: crashed(name))
+        storage.remove(storage.crash_mark("points.committed"))
+        both = "points.committed:3,points.rewound"
+        run = harmed(tuning, name, both, checkpoint_seconds=3600.0)
     elif name == "run.waiting":
         run = harmed(tuning, name, name, disk_reserve_mb=10**9)
         tuning.plant.override()
     else:
         # The second time, where there is one: then there is something that could be lost.
-        times = 2 if name.split(".")[0] in {"checkpoint", "points", "files", "tuned"} else 1
+        times = 2 if name.split(".")[0] in {"checkpoint", "points", "tuned"} else 1
         run = harmed(tuning, name, f"{name}:{times}")
     tuning.ends_well(run)
     expected = 1 if name == "run.finished" else 2
@@ -217,7 +214,7 @@ def test_the_trainer_dies_there(tuning: Tuning, name: str) -> None:
     ],
 )
 def test_the_disk_is_full_there(tuning: Tuning, name: str) -> None:
-    run = harmed(tuning, name, f"{name}:2:full")
+    run = harmed(tuning, name, f"{name}:{1 if name == 'files.set_aside' else 2}:full")
     tuning.ends_well(run)  # it waits, and goes on by itself, since there is room
     assert any("Waiting for disk" in line for line in small.said(run.id)), small.said(run.id)
     assert not any("was ended by" in line for line in small.said(run.id))
