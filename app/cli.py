@@ -1,4 +1,4 @@
-"""The command line: `studio up | web | worker | tune | migrate | alive`."""
+"""The command line: `studio up | web | worker | tune | migrate | publish | alive`."""
 
 import json
 import os
@@ -10,9 +10,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from app import base_models, database, supervisor, tuning, workers
+from app import base_models, database, holdings, supervisor, tuning, workers
 from app import migrate as migrations
 from app.errors import StudioError
+from app.settings import settings
 
 cli = typer.Typer(add_completion=False, no_args_is_help=True, help="Tuning Studio.")
 notes = Console(stderr=True)  # what is said; results alone go to standard output
@@ -56,6 +57,20 @@ def web() -> None:
 def worker(kind: Kind) -> None:
     """Run one worker: a tuner trains, a generator answers prompts and prepares models."""
     _become("worker.tasks", kind.value)
+
+
+@cli.command()
+def publish() -> None:
+    """Put what this home holds into a file store that is new, for the other machines."""
+    if not settings.files_url:
+        notes.print("Set STUDIO_FILES_URL first.")
+        raise typer.Exit(2)
+    try:
+        with database.reading() as db:
+            holdings.publish(db, lambda text: notes.print(text, highlight=False, markup=False))
+    except StudioError as error:
+        notes.print(error.message, style="red", highlight=False, markup=False)
+        raise typer.Exit(1) from None
 
 
 @cli.command()

@@ -180,7 +180,7 @@ FLOORS: list[set[str]] = [
         "tuned_models",
     },
     {"comparison.", "experiments", "completions", "invariants"},
-    {"supervisor", "tuning"},
+    {"supervisor", "tuning", "holdings"},
     {"cli", "web."},
 ]
 SAME_FLOOR = {
@@ -277,6 +277,29 @@ def test_only_storage_joins_paths() -> None:
         or any(imported.split(".")[0] in {"pathlib", "glob"} for imported, _ in _imports(name))
     }
     assert found == {"app.storage"}
+
+
+# Who writes, deletes or counts these files. Whoever reads them asks `files`, which fetches what is
+# on another machine.
+WRITERS = {
+    "dataset_file": {"app.datasets", "app.holdings", "app.invariants"},
+    "base_model_folder": {"app.base_models", "app.holdings", "app.web.snippets", "worker.prepare"},
+    "tuned_model_folder": {
+        "app.holdings",
+        "app.invariants",
+        "worker.recorder",
+        "worker.run",
+        "worker.sharing",
+    },
+    "last_model_folder": {"app.holdings", "app.invariants", "worker.recorder"},
+    "whole_model_folder": {"app.holdings", "worker.export"},
+}
+
+
+def test_shared_files_are_read_through_the_store() -> None:
+    for place, writers in WRITERS.items():
+        users = {name for name in PATHS if _uses(name, f"storage.{place}")}
+        assert users == writers | {"app.files"}, place
 
 
 def test_only_settings_read_the_environment() -> None:

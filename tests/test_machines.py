@@ -13,6 +13,7 @@ from pathlib import Path
 
 import fsspec
 import pytest
+from sqlalchemy.orm import Session
 
 from app import (
     base_models,
@@ -21,6 +22,8 @@ from app import (
     database,
     experiments,
     files,
+    holdings,
+    invariants,
     points,
     processes,
     registry,
@@ -388,3 +391,29 @@ def test_a_run_that_is_killed_here_goes_on_there_as_if_nothing_had_been(
     machines.on("generator")
     one, other = (_contents(files.tuned_model(each.id, each.attempt)) for each in found)
     assert one == other
+
+
+@pytest.mark.parametrize("shared_store", ["s3"], indirect=True)
+def test_a_studio_that_is_given_a_store_publishes_what_it_holds(
+    any_db: Session, shared_store: str, machines: servers.Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machines.on("laptop")
+    monkeypatch.setattr(settings, "files_url", "")
+    run = factories.tuned(any_db, attempt=3)
+    base, dataset = run.experiment.base_model_id, run.experiment.dataset_id
+    folder = storage.base_model_folder(base)
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    monkeypatch.setattr(settings, "files_url", shared_store)
+    said: list[str] = []
+    holdings.publish(any_db, said.append)
+    assert [line.partition(":")[0] for line in said] == ["1 of 3", "2 of 3", "3 of 3"]
+    assert not list(invariants.datasets_have_files(any_db))
+    machines.on("other")
+    assert files.dataset(dataset).stat().st_size == run.experiment.dataset.num_bytes
+    assert files.base_model(base).joinpath("config.json").read_text() == "{}"
+    assert len(_contents(files.tuned_model(run.id, 3))) == 2
+    machines.on("third")  # which has nothing yet, and breaks no rule
+    assert not list(invariants.datasets_have_files(any_db))
+    files.remove(storage.dataset_file(dataset))
+    assert [found for found, _ in invariants.datasets_have_files(any_db)] == [dataset]
