@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 STAMPS := .stamps
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check fix clean
+.PHONY: help setup run test test-faults check fix clean
 
 help: ## Show this list
-	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(STAMPS)/venv: requirements.lock pyproject.toml
 	@mkdir -p $(STAMPS)
@@ -31,6 +31,9 @@ run: setup ## Start the studio: sets up whatever is missing, prints the link to 
 
 test: setup ## Run every test (T=path for some of them)
 	@$(BIN)/python -m pytest $(T)
+
+test-faults: setup ## Kill, fill, lock and stop everything, over and over (an hour; FAULTS_SEED repeats one)
+	@$(BIN)/python -m pytest tests/faults -m "faults or not faults" $(T)
 
 check: $(STAMPS)/venv ## Check format, style and types
 	@$(BIN)/ruff format --check .

@@ -6,7 +6,7 @@ import time
 from sqlalchemy import or_, select, text, update
 from sqlalchemy.orm import Session
 
-from app import queue, room, runs
+from app import queue, runs, space
 from app.crashpoints import crashpoint
 from app.errors import LostClaim
 from app.settings import settings
@@ -102,7 +102,7 @@ def put_back(db: Session, run_id: str, attempt: int, reason: str) -> None:
 
 def sweep(db: Session) -> int:
     """Put back the runs whose lease has ended; how many. And those that there is room for again."""
-    room.wake(db)
+    space.wake(db)
     moment, clock = now(db)
     expired = db.execute(
         select(Run.id, Run.attempt, Run.worker).where(

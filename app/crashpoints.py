@@ -12,21 +12,23 @@ _passed: Counter[str] = Counter()
 
 
 def crashpoint(name: str) -> None:
-    """Nothing, unless the setting `crash` is `name`, `name:times` or `name:times:full`.
+    """Nothing, unless the setting `crash` holds `name`, `name:times` or `name:times:full`.
 
     Then the process dies here as by `kill -9`, or this raises as a write does on a full disk, when
     it comes by for that time; once for a home folder, so that whoever goes on gets past it.
     """
-    wanted, _, how = settings.crash.partition(":")
-    if name != wanted:
+    if name not in settings.crash:
         return
-    times, _, mode = how.partition(":")
-    _passed[name] += 1
-    if _passed[name] < int(times or 1) or not _is_first(name):
-        return
-    if mode == "full":
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    os.kill(os.getpid(), signal.SIGKILL)
+    for one in settings.crash.split(","):
+        wanted, times, mode = (*one.split(":"), "", "")[:3]
+        if wanted != name:
+            continue
+        _passed[name] += 1
+        if _passed[name] < int(times or 1) or not _is_first(name):
+            continue
+        if mode == "full":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _is_first(name: str) -> bool:

@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any, TypeVar
 
 from sqlalchemy import JSON, Engine, MetaData, Text, TypeDecorator, create_engine, event, text
-from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.orm import DeclarativeBase, Session, declared_attr
 
 from app import storage
@@ -133,6 +133,16 @@ def reading() -> Iterator[Session]:
         yield db
 
 
+def wake_or_lose(db: Session, seconds: float) -> None:
+    """From here on whoever falls asleep in this transaction for so long has lost it.
+
+    A machine that sleeps must not keep a row of PostgreSQL locked; SQLite is on the same machine.
+    """
+    if db.get_bind().dialect.name == "postgresql":
+        limit = max(1, int(seconds * 1000))
+        db.execute(text(f"SET LOCAL idle_in_transaction_session_timeout = {limit}"))
+
+
 def lasting(
     act: Callable[[Session], T],
     *,
@@ -148,8 +158,9 @@ def lasting(
         try:
             with opened() as db:
                 return act(db)
-        except (OperationalError, InterfaceError):
-            if time.monotonic() > end:
+        except DBAPIError as error:
+            passes = isinstance(error, (OperationalError, InterfaceError))
+            if time.monotonic() > end or not (passes or error.connection_invalidated):
                 raise
             time.sleep(0.5)
 

@@ -6,9 +6,10 @@ from typing import Any
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from app import queue
+from app import database, queue
 from app.crashpoints import crashpoint
 from app.errors import Conflict, LostClaim, NotFound
+from app.settings import settings
 from app.tables import Event, Run, new_id
 
 # From each state, where a run may go. Final states lead nowhere.
@@ -68,6 +69,7 @@ def update_held(db: Session, run_id: str, attempt: int, **values: Any) -> None:
 
     Raises LostClaim once another attempt has begun or the run has ended.
     """
+    database.wake_or_lose(db, settings.lease_seconds / 3)
     result = db.execute(
         update(Run)
         .where(Run.id == run_id, *held_by(attempt))

@@ -33,6 +33,9 @@ class Settings(BaseSettings):
         30.0, gt=0, description="How long a worker's claim on a run holds."
     )
     checkpoint_seconds: float = Field(60.0, gt=0, description="Time between two checkpoints.")
+    checkpoint_share: float = Field(
+        0.03, gt=0, le=1, description="Most of the time that may go into checkpoints."
+    )
     disk_reserve_mb: int = Field(200, ge=0, description="Disk space that runs leave free, in MB.")
     crash: str = Field("", description="For tests: where a process of the studio shall die.")
     threads: int = Field(0, ge=0, description="CPU threads for tuning; 0: all cores.")

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from app import methods
 from app.points import Measured
+from tests.tiny import QUICK
 from worker import backbones, checkpoints, train
 from worker.packing import Row
 
@@ -29,15 +30,6 @@ def rows(count: int = 24) -> list[Row]:
         kind = 70 + letters[0] % 4
         made.append(Row([*PREFIX, *letters, 64], [kind, kind + 10, 2]))
     return made
-
-
-# Small and fast, and rates that teach so small a model something in a few steps.
-QUICK: dict[str, dict[str, Any]] = {
-    "prompt_tuning": {"learning_rate": 0.3, "num_virtual_tokens": 6},
-    "lora": {"learning_rate": 0.02, "rank": 4},
-    "qlora": {"learning_rate": 0.02, "rank": 4},
-    "full": {"learning_rate": 0.005},
-}
 
 
 class Setup:

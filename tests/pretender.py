@@ -23,10 +23,10 @@ def tune() -> int:
     with database.session() as db:
         pretend = runs.get(db, run_id).params["pretend"]
         runs.progress(db, run_id, attempt, phase="training", figures={"pid": os.getpid()})
-        if pretend == "finish":
+        if pretend == "finish" or (pretend == "die at first" and attempt > 1):
             runs.finish(db, run_id, attempt)
             return 0
-    if pretend == "die":
+    if pretend == "die" or (pretend == "die at first" and attempt == 1):
         os.kill(os.getpid(), signal.SIGKILL)
     if pretend == "say nothing until asked":
         while _state(run_id, attempt) == "running":

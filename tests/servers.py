@@ -100,12 +100,12 @@ def _postgres_program(name: str) -> str:
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[str]:
     """A temporary PostgreSQL on a unix socket; the URL of its databases, less their names."""
-    with serving_postgres() as url:
+    with postgres_running() as url:
         yield url
 
 
 @contextmanager
-def serving_postgres(password: str = "") -> Iterator[str]:
+def postgres_running(password: str = "") -> Iterator[str]:
     """A temporary PostgreSQL; with a password it listens on a port of this machine."""
     folder = Path(tempfile.mkdtemp(prefix="studio-pg-"))
     user = getpass.getuser()
@@ -162,7 +162,7 @@ def _answers(engine: object) -> bool:
     return True
 
 
-def _use(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def use_database(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     database.engine().dispose()
     monkeypatch.setattr(settings, "database_url", url)
     database.engine.cache_clear()
@@ -185,7 +185,7 @@ def empty_postgres(
     postgres_server: str, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[str]:
     """The studio works on an empty database of PostgreSQL, without tables; its URL."""
-    _use(new_database(postgres_server), monkeypatch)
+    use_database(new_database(postgres_server), monkeypatch)
     yield settings.database_url
     database.engine().dispose()
     database.engine.cache_clear()
@@ -205,7 +205,7 @@ def postgres(
     _postgres_with_tables: str, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[str]:
     """The studio works on PostgreSQL, its tables empty; the database's URL."""
-    _use(_postgres_with_tables, monkeypatch)
+    use_database(_postgres_with_tables, monkeypatch)
     yield _postgres_with_tables
     with database.session() as db:
         for table in reversed(tables.Table.metadata.sorted_tables):

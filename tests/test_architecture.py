@@ -170,7 +170,7 @@ FLOORS: list[set[str]] = [
     },
     {
         "runs",
-        "room",
+        "space",
         "registry",
         "claims",
         "workers",
@@ -193,8 +193,8 @@ SAME_FLOOR = {
     ("example_files", "example_json"),
     ("example_files", "example_lines"),
     ("example_json", "example_lines"),
-    ("claims", "room"),  # a sweep puts back what waited for room on the disk
-    ("room", "runs"),
+    ("claims", "space"),  # a sweep puts back what waited for room on the disk
+    ("space", "runs"),
     ("registry", "runs"),
     ("claims", "runs"),  # a claim is a move of a run
     ("points", "runs"),  # a point is stored only while its run is held

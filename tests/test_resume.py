@@ -15,7 +15,7 @@ import pytest
 import torch
 from sqlalchemy.orm import Session
 
-from app import claims, database, invariants, methods, points, registry, room, runs, storage
+from app import claims, database, invariants, methods, points, registry, runs, space, storage
 from app.errors import LostClaim
 from app.settings import settings
 from app.tables import Run
@@ -37,7 +37,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """A checkpoint after every step, and no answers to score."""
     monkeypatch.setattr(settings, "checkpoint_seconds", 1e-9)
     monkeypatch.setattr(settings, "disk_reserve_mb", 0)
-    monkeypatch.setattr(recorder, "SAVING_SHARE", 1.0)
+    monkeypatch.setattr(settings, "checkpoint_share", 1.0)
     monkeypatch.setattr(worker_run.gc, "collect", lambda: 0)
     monkeypatch.setattr(worker_run.scoring, "look_at_base", lambda job, model: None)
     monkeypatch.setattr(worker_run.scoring, "score_run", lambda job: {})
@@ -436,7 +436,7 @@ def test_a_disk_that_is_really_full(
     ],
 )
 def test_whoever_says_that_the_disk_is_full(error: Exception, expected: bool) -> None:
-    assert room.is_full(error) is expected
+    assert space.is_full(error) is expected
 
 
 # --- How often ---------------------------------------------------------------------------------
@@ -445,7 +445,7 @@ def test_whoever_says_that_the_disk_is_full(error: Exception, expected: bool) ->
 def test_saving_takes_at_most_its_share_of_the_time(
     db: Session, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recorder, "SAVING_SHARE", 0.03)
+    monkeypatch.setattr(settings, "checkpoint_share", 0.03)
     clock = [0.0]
     monkeypatch.setattr(recorder.time, "monotonic", lambda: clock[0])
     written: list[int] = []

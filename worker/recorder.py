@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from app import database, files, points, registry, room, runs, storage
+from app import database, files, points, registry, runs, space, storage
 from app.crashpoints import crashpoint
 from app.points import Measured
 from app.settings import settings
@@ -15,7 +15,6 @@ from worker.watch import Stopped
 
 RECORD_SECONDS = 0.2  # on a fast machine points are stored together, this often
 KEPT = 2  # checkpoints
-SAVING_SHARE = 0.03  # of the time, at most, goes into checkpoints
 
 
 def save(job: Job, model: Any, state: checkpoints.State, folder: storage.Path) -> None:
@@ -25,7 +24,7 @@ def save(job: Job, model: Any, state: checkpoints.State, folder: storage.Path) -
     """
     base = job.run.experiment.base_model
     new = folder.with_name(f".{folder.name}-{job.run.attempt}")
-    room.check(sum(value.nbytes for value in state.trained.values()) + 2**24)
+    space.check(sum(value.nbytes for value in state.trained.values()) + 2**24)
     try:
         backbones.save_tuned(
             model,
@@ -146,7 +145,7 @@ class Recorder:
         self.recorded = time.monotonic()
 
     def _save_if_due(self) -> None:
-        rest = self.saving * (1 / SAVING_SHARE - 1)
+        rest = self.saving * (1 / settings.checkpoint_share - 1)
         if time.monotonic() - self.saved > max(settings.checkpoint_seconds, rest):
             self.checkpoint()
 
@@ -159,7 +158,7 @@ class Recorder:
         run = self.job.run
         final = storage.checkpoint_folder(run.id, self.state.step, run.attempt)
         new = final.with_name(f".{final.name}")
-        room.check(checkpoints.num_bytes(self.state))
+        space.check(checkpoints.num_bytes(self.state))
         try:
             made = checkpoints.write(new, self.state)
             database.lasting(

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from app import database, files, methods, processes, room, runs, storage, workers
+from app import database, files, methods, processes, runs, space, storage, workers
 from app.errors import LostClaim, StudioError
 from app.tables import Run
 from worker import backbones, scoring, sharing, train
@@ -157,8 +157,8 @@ def _ended(run_id: str, attempt: int, watch: Watch) -> int:
 
 def _let_go(run_id: str, attempt: int, error: Exception) -> None:
     """The run waits if the disk is full, else it has failed."""
-    if room.is_full(error):
-        database.lasting(lambda db: room.wait(db, run_id, attempt, error, LITTLE))
+    if space.is_full(error):
+        database.lasting(lambda db: space.wait(db, run_id, attempt, error, LITTLE))
     else:
         database.lasting(lambda db: runs.fail(db, run_id, attempt, _failure(error)))
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from app import methods, prompts, runs
+from app import methods, prompts, queue, runs
 from app.comparison import figures
 from app.tables import Experiment, Run
 from app.web import columns, formats, panels
@@ -36,6 +36,7 @@ def page(db: Session, experiment: Experiment, answers_page: int) -> dict[str, An
         "actions": panels.ACTIONS,
         "ended": all(run.state in runs.FINAL for run in shown),
         "tasks": prompts.TASKS,
+        "broker": queue.is_up(),
         "base_loss": base.validation_loss if base else None,
         **comparison(db, experiment, answers_page),
     }

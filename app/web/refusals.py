@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse, Response
 from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 
-from app import errors
+from app import errors, space
 from app.web import pages
 
 log = logging.getLogger("studio.web")
@@ -99,6 +99,13 @@ def _no_database(request: Request, error: Exception) -> Response:
     return response
 
 
+def _no_room(request: Request, error: Exception) -> Response:
+    if not space.is_full(error):
+        return unforeseen(request, error)
+    message = "The disk is full. Nothing was stored; make room, then try again."
+    return refuse(request, 503, message)
+
+
 def _http_error(request: Request, error: Any) -> Response:
     standard = TITLES.get(error.status_code) is None or error.status_code in (404, 405)
     message = _SENTENCES.get(error.status_code) if standard else None
@@ -126,5 +133,6 @@ def install(app: FastAPI) -> None:
     """Give the app these answers."""
     app.add_exception_handler(errors.StudioError, _studio_error)
     app.add_exception_handler(OperationalError, _no_database)
+    app.add_exception_handler(OSError, _no_room)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _not_understood)

@@ -7,10 +7,10 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from app import database, points, runs, storage
+from app import database, methods, points, runs, storage
 from app.tables import Experiment, Run
 from tests import factories
-from tests.engine import QUICK
+from tests.tiny import QUICK
 
 SHORT = [(f"{n} {'abcdef'[n % 6]}", factories.LABELS[n % 3]) for n in range(80)]
 
@@ -26,8 +26,6 @@ def experiment(db: Session, model: Path, count: int = 80) -> Experiment:
 def run(db: Session, of: Experiment, method: str = "lora", **params: Any) -> Run:
     """A queued run."""
     given = {"num_epochs": 2, "batch_size": 4, "max_length": 128, **QUICK[method], **params}
-    from app import methods
-
     checked = methods.get(method).schema.model_validate(given)
     return factories.run(db, of, method=method, params=checked.model_dump())
 

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from sqlalchemy.orm import Session
 
-from app import base_models, datasets, experiments, runs, workers
+from app import base_models, datasets, experiments, queue, runs, workers
 from app.comparison import figures, scores
 from app.tables import Experiment
 from app.web import pages, panels
@@ -25,6 +25,7 @@ def home(request: Request, db: Reading) -> Response:
         "home.html",
         examples=datasets.EXAMPLES,
         ready=base_models.ready(db),
+        broker=queue.is_up(),
         recent=[_line(db, experiment) for experiment in recent],
         **_now(db),
     )
@@ -34,6 +35,12 @@ def home(request: Request, db: Reading) -> Response:
 def now(request: Request, db: Reading) -> Response:
     """The part of the first page that looks again by itself."""
     return pages.render(request, "_now.html", **_now(db))
+
+
+@router.get("/broker")
+def broker(request: Request) -> Response:
+    """What does not work while the broker is away; it looks again by itself."""
+    return pages.render(request, "_broker.html", broker=queue.is_up())
 
 
 def _now(db: Session) -> dict[str, Any]:

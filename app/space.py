@@ -1,4 +1,4 @@
-"""Room on the disk: asked for before it is needed; runs that wait for it, and when they go on."""
+"""Space on the disk: asked for before it is needed; runs that wait for it, and when they go on."""
 
 import errno
 from typing import Any

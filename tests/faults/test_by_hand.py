@@ -22,7 +22,7 @@ from app import storage
 from app.settings import settings
 from tests import factories
 from tests.engine import QUICK
-from tests.servers import die_with_tests, free_port, new_database, serving_postgres, wait_for
+from tests.servers import die_with_tests, free_port, new_database, postgres_running, wait_for
 from tests.test_deployment import SERVICES
 
 pytestmark = [pytest.mark.postgres, pytest.mark.redis]
@@ -116,7 +116,7 @@ class Installation:
 @pytest.fixture
 def installed(redis_server: redis.Redis, tmp_path: Path) -> Iterator[Installation]:
     """PostgreSQL and Redis run, and the database is migrated."""
-    with serving_postgres("only-for-this-test") as url:
+    with postgres_running("only-for-this-test") as url:
         made = Installation(tmp_path, new_database(url))
         assert made.start("migrate").wait(120) == 0, made.said("migrate")
         try:
