@@ -1,5 +1,6 @@
 """Backup of the whole studio into one file, while it runs."""
 
+import contextlib
 import hashlib
 import io
 import json
@@ -11,14 +12,15 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, select
 
-from app import runs, snapshots, storage
-from app.errors import Conflict, Unavailable
+from app import files, runs, snapshots, storage
+from app.errors import Conflict, Damaged, NotFound, Unavailable
 from app.settings import settings
 from app.storage import Path
 
 FORMAT = 1
 MANIFEST, SEAL = "manifest.json", "manifest.json.sha256"
 SECRET = {"token", "webhook_secret", "webhook_url", "database_url", "redis_url", "home"}
+SPARE = {"last", "whole"}  # what a run can do without
 _TRIES = 5
 
 Tell = Callable[[int, int], None]  # bytes done, bytes in all
@@ -82,9 +84,9 @@ def _save(folder: Path, half: Path, tell: Tell, last_try: bool) -> Saved:
             "rows": counts,
             "settings": settings.model_dump(exclude=SECRET),
         }
-    files = [(path.relative_to(folder).as_posix(), path) for path in storage.parts(folder)]
-    total = _write(half, files, head, tell)
-    return Saved(len(files), total, held.missing)
+    contents = [(path.relative_to(folder).as_posix(), path) for path in storage.parts(folder)]
+    total = _write(half, contents, head, tell)
+    return Saved(len(contents), total, held.missing)
 
 
 def _wanted(held: _Held, table: str, row: Any) -> bool:
@@ -98,8 +100,10 @@ def _hold(connection: Connection, folder: Path, last_try: bool) -> _Held:
     if lost and not last_try:
         raise _Vanished
     missing = [f"The run {run_id} has no good checkpoint: it would begin anew." for run_id in lost]
-    for name, path in _named(connection, tables):
-        if not _hold_all(path, folder):
+    for name, path, attempt in _named(connection, tables):
+        with contextlib.suppress(NotFound, Damaged):  # what lies on another machine is brought here
+            files.fetch(path, attempt)
+        if not _hold_all(path, folder) and path.name not in SPARE:
             missing.append(f"{name} has no file, so the backup has none of it either.")
     if not settings.token:
         storage.token()
@@ -107,18 +111,16 @@ def _hold(connection: Connection, folder: Path, last_try: bool) -> _Held:
     return _Held(checkpoints, missing)
 
 
-def _named(connection: Connection, tables: Any) -> Iterator[tuple[str, Path]]:
-    """What must be there by the rows: a name for a person, and the file or folder."""
+def _named(connection: Connection, tables: Any) -> Iterator[tuple[str, Path, int]]:
+    """What is there by the rows: a name for a person, the file or folder, and its attempt."""
     for one in connection.execute(select(tables["dataset"])):
-        yield f"The dataset {one.name!r}", storage.dataset_file(one.id)
+        yield f"The dataset {one.name!r}", storage.dataset_file(one.id), 0
     base_model = tables["base_model"]
     for one in connection.execute(select(base_model).where(base_model.c.state == "ready")):
-        yield f"The base model {one.name!r}", storage.base_model_folder(one.id)
+        yield f"The base model {one.name!r}", storage.base_model_folder(one.id), 0
     for one in connection.execute(select(tables["run"])):
         for part in _parts(one):
-            path = storage.files_of_run(one.id) / part
-            if part == "best" or path.exists():  # the others can be dropped
-                yield f"The run {one.id}", path
+            yield f"The run {one.id}", storage.files_of_run(one.id) / part, one.attempt
 
 
 def _parts(run: Any) -> list[str]:
@@ -131,14 +133,14 @@ def _parts(run: Any) -> list[str]:
 
 def _hold_all(path: Path, folder: Path) -> bool:
     """Hold the file, or all files of the folder; false if there is none."""
-    files = storage.parts(path) if path.is_dir() else [path]
+    found = storage.parts(path) if path.is_dir() else [path]
     try:
-        for file in files:
+        for file in found:
             _hold_one(file, storage.inside(folder, storage.home_name(file)))
     except FileNotFoundError:
         storage.remove(storage.inside(folder, storage.home_name(path)))
         return False
-    return bool(files)
+    return bool(found)
 
 
 def _hold_one(file: Path, second: Path) -> None:

@@ -1,4 +1,4 @@
-"""The command line: `studio up | web | worker | tune | migrate | alive | doctor | backup | restore`."""
+"""The command line: `studio up | web | worker | tune | doctor | backup | restore` and more."""
 
 import contextlib
 import json
@@ -19,6 +19,7 @@ from app import (
     base_models,
     database,
     doctor,
+    holdings,
     restores,
     storage,
     supervisor,
@@ -27,6 +28,7 @@ from app import (
 )
 from app import migrate as migrations
 from app.errors import StudioError
+from app.settings import settings
 
 T = TypeVar("T")
 cli = typer.Typer(add_completion=False, no_args_is_help=True, help="Tuning Studio.")
@@ -71,6 +73,20 @@ def web() -> None:
 def worker(kind: Kind) -> None:
     """Run one worker: a tuner trains, a generator answers prompts and prepares models."""
     _become("worker.tasks", kind.value)
+
+
+@cli.command()
+def publish() -> None:
+    """Put what this home holds into a file store that is new, for the other machines."""
+    if not settings.files_url:
+        notes.print("Set STUDIO_FILES_URL first.")
+        raise typer.Exit(2)
+    try:
+        with database.reading() as db:
+            holdings.publish(db, lambda text: notes.print(text, highlight=False, markup=False))
+    except StudioError as error:
+        notes.print(error.message, style="red", highlight=False, markup=False)
+        raise typer.Exit(1) from None
 
 
 @cli.command()

@@ -12,6 +12,7 @@ from app import (
     base_models,
     claims,
     completions,
+    files,
     invariants,
     leftovers,
     queue,
@@ -190,13 +191,17 @@ def _key(one: Checkpoint) -> tuple[str, int, int]:
 
 
 def _is_good(one: Checkpoint) -> bool:
-    path = storage.checkpoint_folder(*_key(one)) / registry.MANIFEST
+    folder = storage.checkpoint_folder(*_key(one))
+    if not folder.exists() and files.is_published(folder):
+        return True  # on another machine
+    path = folder / registry.MANIFEST
     return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == one.digest
 
 
 def _base_models(db: Session) -> Iterator[Finding]:
     for model in db.scalars(select(BaseModel).where(BaseModel.state == "ready")):
-        if not storage.parts(storage.base_model_folder(model.id)):
+        folder = storage.base_model_folder(model.id)
+        if not storage.parts(folder) and not files.is_published(folder):
             sentence = f"The files of the base model {model.name} are missing."
             yield Finding(sentence, "Restore them from a backup; what was tuned on it needs them.")
     db.commit()
@@ -204,8 +209,9 @@ def _base_models(db: Session) -> Iterator[Finding]:
 
 def _whole_models(db: Session) -> Iterator[Finding]:
     ready = (Run.whole_state == "ready", Run.deleted_at.is_(None))
-    for run_id in db.scalars(select(Run.id).where(*ready)):
-        if not storage.parts(storage.files_of_run(run_id) / "whole"):
+    for run_id, attempt in db.execute(select(Run.id, Run.attempt).where(*ready)):
+        folder = storage.files_of_run(run_id) / "whole"
+        if not storage.parts(folder) and not files.is_published(folder, attempt):
             again = update(Run).where(Run.id == run_id, *ready).values(whole_state="")
             sentence = f"The whole model of run {run_id} is missing."
             yield Finding(sentence, "It can be asked for again.", _executing(again))

@@ -78,6 +78,11 @@ def fetch(path: Path, attempt: int = 0) -> Path:
     return _fetched(path, attempt, path) if settings.files_url else path
 
 
+def is_published(path: Path, attempt: int = 0) -> bool:
+    """Whether the store has it. Raises Unavailable."""
+    return bool(settings.files_url and file_store.newest(_name(path), attempt))
+
+
 def remove(path: Path) -> None:
     """Delete a file or folder here and in the store. A store that is away at that moment keeps it."""
     storage.remove(path)

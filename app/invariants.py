@@ -10,6 +10,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app import runs, storage
+from app.files import is_published
 from app.registry import MANIFEST
 from app.storage import Path
 from app.tables import Checkpoint, Dataset, Point, Run
@@ -87,6 +88,8 @@ def tuned_models_are_whole(db: Session) -> Iterator[tuple[str, str]]:
         if run.deleted_at is not None:
             continue
         for folder in (storage.tuned_model_folder(run.id), storage.last_model_folder(run.id)):
+            if not folder.is_dir() and is_published(folder, run.attempt):
+                continue
             if not folder.is_dir():
                 yield run.id, f"Its folder {folder.name!r} is missing."
                 continue
@@ -118,7 +121,10 @@ def weights_fault(path: Path) -> str | None:
 def checkpoints_are_there(db: Session) -> Iterator[tuple[str, str]]:
     """A checkpoint that has a row has its folder, with the manifest that the row was given for."""
     for one in db.scalars(select(Checkpoint)):
-        manifest = storage.checkpoint_folder(one.run_id, one.step, one.attempt) / MANIFEST
+        folder = storage.checkpoint_folder(one.run_id, one.step, one.attempt)
+        manifest = folder / MANIFEST
+        if not folder.exists() and is_published(folder):
+            continue
         if not manifest.is_file():
             yield one.run_id, f"The checkpoint of step {one.step} has no manifest."
         elif hashlib.sha256(manifest.read_bytes()).hexdigest() != one.digest:
@@ -129,6 +135,8 @@ def datasets_have_files(db: Session) -> Iterator[tuple[str, str]]:
     """A dataset's file is there, as long as it was stored."""
     for dataset in db.scalars(select(Dataset)):
         file = storage.dataset_file(dataset.id)
+        if not file.exists() and is_published(file):
+            continue
         if not file.is_file():
             yield dataset.id, "The dataset's file is missing."
         elif storage.size(file) != dataset.num_bytes:

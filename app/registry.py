@@ -61,11 +61,9 @@ def keep(db: Session, run_id: str, attempt: int, kept: Collection[tuple[int, int
                 )
             )
     names = {storage.checkpoint_folder(run_id, *one).name for one in kept}
-    gone |= {
-        path for path in storage.checkpoints_folder(run_id).iterdir() if path.name not in names
-    }
+    gone |= {one for one in storage.checkpoints_folder(run_id).iterdir() if one.name not in names}
     # And what a process that died had not yet given its name.
-    gone |= {path for path in storage.run_folder(run_id).iterdir() if path.name.startswith(".")}
+    gone |= {one for one in storage.run_folder(run_id).iterdir() if one.name.startswith(".")}
     db.commit()
     crashpoint("checkpoint.forgotten")
     for path in gone:

@@ -195,7 +195,7 @@ FLOORS: list[set[str]] = [
         "disk",
         "leftovers",
     },
-    {"supervisor", "tuning", "backups", "restores", "doctor"},
+    {"supervisor", "tuning", "backups", "restores", "doctor", "holdings"},
     {"cli", "web."},
 ]
 SAME_FLOOR = {
@@ -297,6 +297,42 @@ def test_only_storage_joins_paths() -> None:
         or any(imported.split(".")[0] in {"pathlib", "glob"} for imported, _ in _imports(name))
     }
     assert found == {"app.storage"}
+
+
+# Who writes, deletes or counts these files. Whoever reads them asks `files`, which fetches what is
+# on another machine.
+WRITERS = {
+    "dataset_file": {
+        "app.backups",
+        "app.datasets",
+        "app.holdings",
+        "app.invariants",
+        "app.trash",
+    },
+    "base_model_folder": {
+        "app.backups",
+        "app.doctor",
+        "app.holdings",
+        "app.trash",
+        "app.web.snippets",
+        "worker.prepare",
+    },
+    "tuned_model_folder": {
+        "app.holdings",
+        "app.invariants",
+        "worker.recorder",
+        "worker.run",
+        "worker.sharing",
+    },
+    "last_model_folder": {"app.holdings", "app.invariants", "worker.recorder"},
+    "whole_model_folder": {"app.holdings", "worker.export"},
+}
+
+
+def test_shared_files_are_read_through_the_store() -> None:
+    for place, writers in WRITERS.items():
+        users = {name for name in PATHS if _uses(name, f"storage.{place}")}
+        assert users == writers | {"app.files"}, place
 
 
 def test_only_settings_read_the_environment() -> None:

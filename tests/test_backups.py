@@ -38,7 +38,7 @@ from app.settings import settings
 from app.tables import Checkpoint, Event, Experiment, Point, Run, Table, Worker
 from tests import factories
 from tests.factories import measured
-from tests.servers import _new_database
+from tests.servers import new_database
 
 
 def quiet(_done: int, _total: int) -> None:
@@ -132,7 +132,7 @@ def fresh(
     def use(kind: str) -> None:
         url = ""
         if kind == "postgres":
-            url = _new_database(request.getfixturevalue("postgres_server"))
+            url = new_database(request.getfixturevalue("postgres_server"))
         database.engine().dispose()
         monkeypatch.setattr(settings, "home", str(tmp_path / f"fresh{len(made)}"))
         monkeypatch.setattr(settings, "database_url", url)

@@ -218,3 +218,23 @@ def test_systemd_understands_every_line(tmp_path: Path) -> None:
     )
     # Units of the machine itself may be complained of; ours may not.
     assert [line for line in done.stderr.splitlines() if "studio" in line] == []
+
+
+# --- What is written about it ------------------------------------------------------------------
+
+
+def test_each_setting_is_described_and_each_that_is_named_exists() -> None:
+    described = (REPOSITORY / "docs/settings.md").read_text()
+    named = described + (REPOSITORY / "docs/more-machines.md").read_text()
+    named += (REPOSITORY / "README.md").read_text()
+    assert set(re.findall(r"STUDIO_[A-Z_]+[A-Z]", named)) <= _settings()
+    inner = {"STUDIO_CRASH"}  # for tests alone
+    assert {one for one in _settings() - inner if f"| `{one}` |" not in described} == set()
+
+
+def test_each_command_that_is_written_down_is_taken() -> None:
+    text = (REPOSITORY / "docs/more-machines.md").read_text()
+    commands = set(re.findall(r"`(studio [a-z ]+)`", text))
+    assert len(commands) >= 5
+    for command in commands:
+        _understood(command.split())

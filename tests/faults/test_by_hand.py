@@ -35,6 +35,7 @@ class Installation:
     def __init__(self, folder: Path, database_url: str) -> None:
         self.folder, self.database_url = folder, database_url
         self.running: list[subprocess.Popen[bytes]] = []
+        self.clients: list[httpx.Client] = []
 
     def _environment(self, service: str, home: str) -> dict[str, str]:
         known = {"STUDIO_TOKEN": TOKEN, "POSTGRES_PASSWORD": "in the URL", "REDIS_PASSWORD": "too"}
@@ -80,6 +81,7 @@ class Installation:
             headers={"Authorization": f"Bearer {TOKEN}"},
             timeout=60,
         )
+        self.clients.append(client)
 
         def up() -> bool:
             with contextlib.suppress(httpx.TransportError):
@@ -99,6 +101,8 @@ class Installation:
         return (self.folder / f"{home}.log").read_text()
 
     def stop(self) -> None:
+        for client in self.clients:
+            client.close()
         for process in self.running:
             process.terminate()
         for process in self.running:
@@ -167,7 +171,7 @@ def test_two_webs_and_a_worker_share_everything(installed: Installation) -> None
     assert wait_for(lambda: installed.healthy("tuner"), 60), installed.said("tuner")
     assert second.get("/healthz").json()["workers"] == {"tuner": 1, "generator": 0}
     assert second.get("/healthz").json()["status"] == "ok"
-    assert httpx.get(f"{second.base_url}api/datasets").status_code == 401
+    assert second.get("/api/datasets", headers={"Authorization": "Bearer other"}).status_code == 401
     assert TOKEN not in installed.said("web-1")
     assert not storage.dataset_file(dataset).exists()  # nothing of it lies in the test's own home
 
