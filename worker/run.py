@@ -13,7 +13,7 @@ import torch
 from app import database, methods, processes, room, runs, storage, workers
 from app.errors import LostClaim, StudioError
 from app.tables import Run
-from worker import backbones, distributed, launch, scoring, train
+from worker import backbones, checkpoints, distributed, launch, scoring, train
 from worker.distributed import ALONE, Group
 from worker.job import Job, like_before
 from worker.keeper import SAVED
@@ -112,6 +112,11 @@ def _train(job: Job) -> None:
     save(job, model, state, storage.last_model_folder(job.run.id))
     if not state.best_step:  # no validation loss was a number: the last state is all there is
         save(job, model, state, storage.tuned_model_folder(job.run.id))
+    _measure(job, state)
+
+
+def _measure(job: Job, state: checkpoints.State) -> None:
+    """Store what training took."""
     peak = backbones.peak_memory_mb(job.machine)
     earlier = job.run.figures.get("peak_memory_mb", 0.0)  # of an attempt that was interrupted
     job.run.figures |= {
