@@ -384,11 +384,11 @@ def test_routes_hold_no_query() -> None:
 
 def test_every_process_we_start_dies_with_who_started_it() -> None:
     """Each module that is started as a process asks for that first thing in its main function."""
-    starters = ("worker.tuner", "worker.generator", "app.supervisor")
+    starters = ("worker.tuner", "worker.generator", "worker.launch", "app.supervisor")
     text = "".join(PATHS[name].read_text() for name in starters)
     started = {name for name in PATHS if f'"{name}"' in text}
     assert started >= {"worker.run", "worker.answer", "worker.prepare", "worker.export"}
-    assert started >= {"worker.tasks", "app.web.serve"}
+    assert started >= {"worker.tasks", "worker.rank", "app.web.serve"}
     for name in started:
         (main,) = [node for node in TREES[name].body if getattr(node, "name", "") == "main"]
         assert "processes.die_with_parent(signal." in ast.unparse(main), name

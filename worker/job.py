@@ -48,8 +48,8 @@ def like_before(
         return machine, ""
     if (before := figures.get("devices", 1)) != devices:
         return machine, (
-            f"The run was begun by {before} processes and goes on with {devices}: from here on "
-            "figures may differ in their last digits."
+            f"The run goes on with {devices} processes instead of {before}: from here on figures "
+            "may differ in their last digits."
         )
     torch.set_num_threads(figures["threads"])
     kind = figures.get("device_kind", machine.device)

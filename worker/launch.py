@@ -39,8 +39,9 @@ def launch(run_id: str, attempt: int, devices: int) -> int:
         except SignalException:
             return SAVED
         except ChildFailedError as error:
-            with contextlib.suppress(LostClaim), database.session() as db:
-                claims.put_back(db, run_id, attempt, _reason(list(error.failures.values())))
+            reason = _reason(list(error.failures.values()))
+            with contextlib.suppress(LostClaim):  # it has let go of the run itself
+                database.lasting(lambda db: claims.put_back(db, run_id, attempt, reason))
             return 1
     return 0
 

@@ -13,7 +13,7 @@ import torch
 from app import database, files, methods, processes, runs, space, storage, workers
 from app.errors import LostClaim, StudioError
 from app.tables import Run
-from worker import backbones, distributed, launch, scoring, sharing, train
+from worker import backbones, checkpoints, distributed, launch, scoring, sharing, train
 from worker.distributed import ALONE, Group
 from worker.job import Job, like_before
 from worker.keeper import SAVED
@@ -110,6 +110,11 @@ def _train(job: Job) -> None:
         group=job.group,
     )
     Recorder(job, model, state).follow(going)
+    _measure(job, state)
+
+
+def _measure(job: Job, state: checkpoints.State) -> None:
+    """Store what training took."""
     peak = backbones.peak_memory_mb(job.machine)
     earlier = job.run.figures.get("peak_memory_mb", 0.0)  # of an attempt that was interrupted
     job.run.figures |= {
