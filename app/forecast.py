@@ -21,11 +21,11 @@ LOSS = 12  # for each target and entry of the vocabulary, the way back included
 WHOLE_HIDDEN = 20  # more, where the weights themselves are trained: the inputs of their products
 SHORT = 256  # tokens up to which attention on a CPU keeps its scores
 # What a process has before it has a model, in MB: libraries on a CPU, the context on a GPU.
-PROGRAM_MB = {False: 560.0, True: 600.0}
+PROGRAM_MB = {False: 600.0, True: 600.0}
 # How much more than what is kept is resident: products' working memory, and the gaps that a CPU's
 # allocator leaves between rows of changing length, the more so where adapters cut the pieces small.
-SLACK = {False: 1.8, True: 1.1}
-ADAPTED_SLACK = {False: 2.6, True: 1.1}
+SLACK = {False: 1.5, True: 1.1}
+ADAPTED_SLACK = {False: 2.3, True: 1.1}
 CHARACTERS = 4.2  # of a token
 CHAT_TOKENS = 30  # that a chat format writes around a text
 # Multiplications and additions a second where nothing was measured yet: a guess on the low side.

@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy import not_, select
 from sqlalchemy.orm import Session
 
-from app import capacity, database, runs, workers
+from app import capacity, runs, workers
 from app.capacity import Room
 from app.tables import Event, Run
 
@@ -28,12 +28,14 @@ def why(forecast: dict[str, Any], devices: int, rooms: Sequence[Room]) -> str:
     )
 
 
-def tell(db: Session) -> None:
-    """Say it once in the history of each queued run that fits no tuner alive."""
-    database.take_turns(db, "misfits")
-    alive = [worker for worker in workers.alive(db) if worker.kind == "tuner"]
-    rooms = list({place for worker in alive if (place := workers.room(worker))})
-    if not rooms:
+def tell(db: Session, worker: str) -> None:
+    """Say it once in the history of each queued run that fits no tuner alive.
+
+    This looks through the whole queue, so of all tuners only the first does it.
+    """
+    alive = [one for one in workers.alive(db) if one.kind == "tuner"]
+    rooms = list({place for one in alive if (place := workers.room(one))})
+    if not rooms or alive[0].id != worker:
         db.rollback()
         return
     told = select(Event.id).where(

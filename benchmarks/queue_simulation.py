@@ -27,7 +27,7 @@ from app.errors import Conflict, LostClaim
 from app.points import Measured
 from app.settings import settings
 from app.tables import BaseModel, Dataset, Event, Experiment, Run, Worker
-from tests.servers import new_database, serving_postgres
+from tests.servers import die_with_tests, new_database, serving_postgres
 from worker import keeper
 from worker.tuner import Tuner
 
@@ -167,6 +167,7 @@ def _fill(num_runs: int, draw: random.Random, mean_seconds: float) -> None:
 
 def _process(numbers: list[int], large: int, until: Any, said: Any) -> None:
     """Some of the workers, each with its own keeper thread."""
+    die_with_tests(signal.SIGKILL)
     settings.lease_seconds = LEASE_SECONDS
     database.engine().dispose(close=False)
     tuners = [Simulated(number, number < large) for number in numbers]

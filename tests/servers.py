@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -69,6 +70,7 @@ def at_once(script: str, count: int, seconds: float = 120.0) -> list[str]:
             stderr=subprocess.PIPE,
             text=True,
             bufsize=1,
+            preexec_fn=partial(die_with_tests, signal.SIGKILL),
         )
         for _ in range(count)
     ]
@@ -85,10 +87,10 @@ def at_once(script: str, count: int, seconds: float = 120.0) -> list[str]:
     return [out for out, _ in said]
 
 
-def die_with_tests() -> None:
+def die_with_tests(number: signal.Signals = signal.SIGINT) -> None:
     """In a child: end when the tests are killed."""
     if sys.platform.startswith("linux"):
-        ctypes.CDLL(None).prctl(1, signal.SIGINT)
+        ctypes.CDLL(None).prctl(1, number)
 
 
 def _postgres_program(name: str) -> str:

@@ -129,7 +129,7 @@ def test_what_fits_no_worker_says_so(any_db: Session) -> None:
     wide.params = wide.params | {"devices": 8}
     small = _run(any_db, 10.0, 50.0, of=of, position=3.0)
     any_db.commit()
-    misfits.tell(any_db)  # no worker is alive: nothing can be said
+    misfits.tell(any_db, "w1")  # no worker is alive: nothing can be said
     assert not any(line.misfit for line in schedule.show(any_db).queued)
     _tuner(any_db, "w1", 1000.0)
     _tuner(any_db, "w2", 1000.0, num_devices=2)
@@ -137,8 +137,10 @@ def test_what_fits_no_worker_says_so(any_db: Session) -> None:
     assert first.misfit.startswith("it needs about 5.0 GB of memory, and the largest has 1.0 GB.")
     assert second.misfit == "it wants 8 devices, and the most that a worker has is 2."
     assert (third.misfit, third.starts_at is not None) == ("", True)
+    misfits.tell(any_db, "w2")  # one of them does it for all
+    assert runs.history(any_db, large.id) == []
     for _ in range(2):
-        misfits.tell(any_db)
+        misfits.tell(any_db, "w1")
     for run, line in ((large, first), (wide, second)):
         (event,) = runs.history(any_db, run.id)
         assert (event.message, event.level) == (misfits.BEGINNING + line.misfit, "warning")

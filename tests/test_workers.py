@@ -3,6 +3,7 @@
 import time
 
 import pytest
+from app.room import Room, gpu_name
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -35,6 +36,21 @@ def test_what_a_worker_has_is_kept_over_its_beats(any_db: Session) -> None:
     workers.beat(any_db, mine)
     (found,) = any_db.scalars(select(Worker).execution_options(populate_existing=True))
     assert (found.device, found.memory_mb, found.num_devices) == ("CPU", 16000.0, 2)
+
+
+def test_a_worker_learns_from_its_processes_what_room_it_has(any_db: Session) -> None:
+    mine = _worker("w1")
+    workers.recall(any_db, mine)  # it has no row yet
+    workers.beat(any_db, mine)
+    workers.recall(any_db, mine)
+    assert workers.room(mine) is None
+    workers.describe(any_db, "w1", gpu_name("Large"), 80000.0)
+    workers.recall(any_db, mine)
+    assert workers.room(mine) == Room(80000.0, gpu=True)
+    workers.leave(any_db, "w1")
+    workers.beat(any_db, mine)  # forgotten and known again, with what it has
+    assert _alive(any_db) == ["w1"]
+    assert any_db.scalar(select(Worker.memory_mb)) == 80000.0
 
 
 def test_a_worker_not_heard_of_is_not_alive_and_later_forgotten(

@@ -66,7 +66,7 @@ class Tuner(Keeper):
         if moment - self.told > TELL_SECONDS:
             self.told = moment
             with database.session() as db:
-                misfits.tell(db)
+                misfits.tell(db, self.worker.id)
 
     def _prepare(self) -> None:
         """Have a spare child, which also says what device and memory there is."""
