@@ -3,11 +3,11 @@
 import time
 
 import pytest
-from app.room import Room, gpu_name
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app import database, workers
+from app.capacity import Room, gpu_name
 from app.tables import Worker
 
 
