@@ -77,6 +77,7 @@ def _live(
         signal.set_wakeup_fd(-1)
         os.dup2(reading, 0)
         sys.stdin = os.fdopen(0)
+        os.closerange(3, 1024)  # the parent's sockets are not this process's
         with log.open("a") as file:
             processes.log_to(file)
         os.environ["STUDIO_PARENT_PID"] = str(parent)

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,8 @@ class Plant:
         """Everything in one moment, the broker too."""
         trainers = [pid for name in self.running for pid in self.children(name)]
         for pid in [*(one.pid for one in self.running.values()), *trainers, *self.broker()]:
-            os.kill(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # a child that has died with its worker
+                os.kill(pid, signal.SIGKILL)
         for process in self.running.values():
             process.wait()
         self.running.clear()

@@ -33,7 +33,7 @@ def test_the_broker_is_killed_and_comes_back(
     db: Session, model: Path, plant: Plant, away: int
 ) -> None:
     """The run at work goes on, one that is made meanwhile is found, and bells are heard again."""
-    run, curve, files = whole(db, model, plant, "quick tuner", num_epochs=3)
+    run, curve, files = whole(db, model, plant, "quick tuner")
     until(lambda: step(run.id) >= 1)
     kill(plant)
     other = factories.run(db, run.experiment, params=run.params)

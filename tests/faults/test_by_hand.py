@@ -88,7 +88,7 @@ class Installation:
                 return client.get("/healthz").status_code == 200
             return False
 
-        assert wait_for(up, 120), self.said(name)
+        assert wait_for(up, 300), self.said(name)
         return client
 
     def healthy(self, service: str, home: str = "") -> bool:
@@ -118,7 +118,7 @@ def installed(redis_server: redis.Redis, tmp_path: Path) -> Iterator[Installatio
     """PostgreSQL and Redis run, and the database is migrated."""
     with serving_postgres("only-for-this-test") as url:
         made = Installation(tmp_path, new_database(url))
-        assert made.start("migrate").wait(120) == 0, made.said("migrate")
+        assert made.start("migrate").wait(300) == 0, made.said("migrate")
         try:
             yield made
         finally:
@@ -168,7 +168,7 @@ def test_two_webs_and_a_worker_share_everything(installed: Installation) -> None
     assert shown["examples"][0] == {"input": "Message 0 about my order", "output": "delivery"}
     assert not installed.healthy("tuner")
     installed.start("tuner")
-    assert wait_for(lambda: installed.healthy("tuner"), 60), installed.said("tuner")
+    assert wait_for(lambda: installed.healthy("tuner"), 300), installed.said("tuner")
     assert second.get("/healthz").json()["workers"] == {"tuner": 1, "generator": 0}
     assert second.get("/healthz").json()["status"] == "ok"
     assert second.get("/api/datasets", headers={"Authorization": "Bearer other"}).status_code == 401
@@ -177,7 +177,6 @@ def test_two_webs_and_a_worker_share_everything(installed: Installation) -> None
 
 
 @pytest.mark.faults
-@pytest.mark.timeout(1200)
 def test_all_of_it_tunes_and_answers(installed: Installation, tiny_model: Path) -> None:
     first, second = installed.web("web-1"), installed.web("web-2")
     for name in (
@@ -198,7 +197,7 @@ def test_all_of_it_tunes_and_answers(installed: Installation, tiny_model: Path) 
         assert found["state"] != "failed", found
         return bool(found["state"] == "ready")
 
-    assert wait_for(ready, 300), installed.said("generator")
+    assert wait_for(ready, 900), installed.said("generator")
     small = {"num_epochs": 3, "batch_size": 8, "max_length": 256}
     made = first.post(
         "/api/experiments",
@@ -213,7 +212,7 @@ def test_all_of_it_tunes_and_answers(installed: Installation, tiny_model: Path) 
     assert made.status_code == 201, made.text
     experiment = made.json()
     watcher = Watcher(second, experiment["id"])
-    assert wait_for(lambda: watcher.saw("done"), 600), watcher.events[-3:]
+    assert wait_for(lambda: watcher.saw("done"), 1800), watcher.events[-3:]
     assert watcher.saw("points")
     runs = second.get(f"/api/experiments/{experiment['id']}").json()["runs"]
     assert [run["state"] for run in runs] == ["succeeded"] * 3, runs
@@ -239,5 +238,5 @@ def test_all_of_it_tunes_and_answers(installed: Installation, tiny_model: Path) 
         found = first.get(f"/api/completions/{asked.json()['id']}").json()
         return all(one["state"] == "done" for one in found["completions"])
 
-    assert wait_for(answered, 120), installed.said("generator")
+    assert wait_for(answered, 600), installed.said("generator")
     assert installed.healthy("generator")

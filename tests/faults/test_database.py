@@ -42,7 +42,7 @@ def lock(seconds: float) -> None:
 def test_the_database_is_locked(db: Session, model: Path, plant: Plant, seconds: int) -> None:
     """Longer than SQLite itself waits, too: the trainer keeps what it has, and writes it later."""
     plant.environment["STUDIO_LEASE_SECONDS"] = "60"
-    run, curve, files = whole(db, model, plant, "quick tuner", num_epochs=3)
+    run, curve, files = whole(db, model, plant, "quick tuner")
     until(lambda: step(run.id) >= 1)
     lock(seconds)
     reaches(run.id, "succeeded")
@@ -129,7 +129,7 @@ def test_a_jump_of_the_clock_ends_no_lease(db: Session, model: Path, plant: Plan
     """Leases count a clock that does not jump: wherever a row holds the time of day, it may be
     years from now or long ago, and the run goes on at its first attempt.
     """
-    run, curve, files = whole(db, model, plant, "quick tuner", num_epochs=3)
+    run, curve, files = whole(db, model, plant, "quick tuner")
     for shift in (-(10.0**8), 10.0**8, 0.0):
         with database.session() as other:
             for table, names in (
@@ -218,7 +218,7 @@ def test_postgresql_is_restarted(home: Path, model: Path, monkeypatch: pytest.Mo
         tables.Table.metadata.create_all(database.engine())
         with begun(monkeypatch) as plant, database.session() as db:
             plant.environment["STUDIO_LEASE_SECONDS"] = "30"
-            run, curve, files = whole(db, model, plant, "quick tuner", num_epochs=4)
+            run, curve, files = whole(db, model, plant, "quick tuner")
             db.close()
             plant.start("web")
             web = plant.web()

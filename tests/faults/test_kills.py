@@ -24,6 +24,7 @@ _whole: dict[str, tuple[Any, Any]] = {}
 def whole(db: Session, model: Path, plant: Plant, name: str, **params: Any) -> tuple[Run, Any, Any]:
     """A queued run and a worker, and curve and files of a run like it that nobody disturbed."""
     of = small.experiment(db, model)
+    params = {"num_epochs": 6} | params  # 60 steps: long enough to come to harm
     plant.start(name)
     key = f"{params}"
     if key not in _whole:
@@ -113,15 +114,14 @@ def _is_dead(pid: int) -> bool:
 def test_promise_4_sigterm_saves_and_hands_the_run_back_at_once(
     db: Session, model: Path, plant: Plant
 ) -> None:
+    plant.environment["STUDIO_CHECKPOINT_SECONDS"] = "3600"
     run, curve, files = whole(db, model, plant, "quick tuner")
-    plant.end("quick tuner")
-    plant.start("quick tuner", STUDIO_CHECKPOINT_SECONDS="3600")
     until(lambda: step(run.id) >= 3)
     plant.end("quick tuner")
     found = small.now(run.id)
     assert (found.state, found.worker) == ("queued", None)
     assert found.step >= 3
-    plant.start("quick tuner", STUDIO_CHECKPOINT_SECONDS="3600")
+    plant.start("quick tuner")
     reaches(run.id, "succeeded")
     same(run, curve, files)
     assert small.now(run.id).rewinds == []  # nothing was redone
@@ -206,7 +206,7 @@ def test_everything_is_killed_at_once_again_and_again(
     db: Session, model: Path, plant: Plant, request: pytest.FixtureRequest
 ) -> None:
     chance = seed(request)
-    run, curve, files = whole(db, model, plant, "quick tuner", num_epochs=4)
+    run, curve, files = whole(db, model, plant, "quick tuner")
     for _ in range(5):
         goal = step(run.id) + chance.randint(1, 3)
         until(lambda: step(run.id) >= goal)  # noqa: B023
@@ -247,7 +247,10 @@ def test_promise_1_the_web_is_killed_in_the_middle_of_an_upload(
         web.post(
             "/api/datasets",
             content=slowly(),
-            headers={"Content-Type": "multipart/form-data; boundary=b"},
+            headers={
+                "Content-Type": "multipart/form-data; boundary=b",
+                "Content-Length": str(len(lines()) + 85),
+            },
         )
     assert datasets.all(db) == []
     db.commit()

@@ -42,8 +42,6 @@ from worker.keeper import SAVED
 SETTINGS = {"num_epochs": 4, "batch_size": 8, "max_length": 256}
 ON = "tuner-1"
 
-pytestmark = pytest.mark.timeout(900)
-
 
 @pytest.fixture(autouse=True)
 def _hurried(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:

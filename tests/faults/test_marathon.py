@@ -57,7 +57,7 @@ def test_kills_at_random(
     """Whatever is running, at any moment; the seed is printed."""
     chance = seed(request)
     method = chance.choice(["prompt_tuning", "lora", "qlora", "full"])
-    run, curve, files = whole(db, model, plant, "quick tuner", method=method, num_epochs=3)
+    run, curve, files = whole(db, model, plant, "quick tuner", method=method)
     for _ in range(6):
         goal = step(run.id) + 1
         until(lambda: step(run.id) >= goal or small.now(run.id).state == "succeeded")  # noqa: B023
