@@ -1,5 +1,6 @@
 """What runs and what waits, in order, with the start and end that are forecast."""
 
+import math
 import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -57,23 +58,18 @@ class _Bench:
         self.room = place
         self.most = settings.runs_at_once or (0 if place.gpu else 1)  # 0: as many as fit
 
-    def takes(self, row: Any) -> Taken:
-        """What the run would take here."""
-        share = 1 - row.step / row.num_steps if row.num_steps else 1.0
-        seconds = row.forecast.get("seconds", UNKNOWN_SECONDS) * share
-        return Taken(capacity.need(row.forecast, self.room.gpu), seconds, row.devices or 1)
-
-    def can(self, row: Any) -> bool:
-        """Whether the run fits in when nothing else is at work."""
-        return self.room.emptied().holds(self.takes(row))
-
-    def begin(self, takes: Taken) -> float:
-        """Seconds until such a run, which can, fits in beside what is at work."""
+    def begin(self, takes: Taken) -> float | None:
+        """Seconds until such a run fits in beside what is at work; None: it never does."""
+        place, taken = self.room, self.room.taken
+        if (takes.memory_mb or 0.0) > place.memory_mb or takes.devices > place.devices:
+            return None
+        if self.most == 1:  # told apart since this is asked for every run and every worker
+            return max((one.seconds for one in taken), default=0.0)
         moment = 0.0
         while True:
-            left = tuple(one for one in self.room.taken if one.seconds > moment)
+            left = tuple(one for one in taken if one.seconds > moment)
             full = self.most and len(left) >= self.most
-            if not left or (not full and self.room._replace(taken=left).holds(takes)):
+            if not left or (not full and place._replace(taken=left).holds(takes)):
                 return moment
             moment = min(one.seconds for one in left)
 
@@ -118,10 +114,7 @@ def show(db: Session, page: int = 1) -> Schedule:
     tuners = [worker for worker in workers.alive(db) if worker.kind == "tuner"]
     held_since = order.held_since(db)
     running, benches = _at_work(held, tuners)
-    if held_since or page > MOST_PAGES:
-        waiting = [_line(row, place, benches) for place, row in enumerate(rows, first + 1)]
-    else:
-        waiting = _waiting(rows, benches)
+    waiting = _waiting(rows, first + 1, benches, timed=not held_since and page <= MOST_PAGES)
     return Schedule(
         running,
         waiting[-PAGE if len(rows) % PAGE == 0 else -(len(rows) % PAGE) :],
@@ -134,16 +127,22 @@ def show(db: Session, page: int = 1) -> Schedule:
     )
 
 
+def _takes(row: Any, gpu: bool) -> Taken:
+    share = 1 - row.step / row.num_steps if row.num_steps else 1.0
+    seconds = row.forecast.get("seconds", UNKNOWN_SECONDS) * share
+    return Taken(capacity.need(row.forecast, gpu), seconds, row.devices or 1)
+
+
 def _at_work(held: Sequence[Any], tuners: list[Worker]) -> tuple[list[Line], list[_Bench]]:
     benches = {one.id: _Bench(place) for one in tuners if (place := workers.room(one))}
     lines, now = [], time.time()
     for row in held:
         bench = benches.get(row.worker)
-        left = _left(row, now)
+        takes = _takes(row, bool(bench and bench.room.gpu))._replace(seconds=_left(row, now))
         if bench:
-            bench.put(0.0, bench.takes(row)._replace(seconds=left))
-        known = [bench] if bench else list(benches.values())
-        lines.append(_line(row, 0, known)._replace(starts_at=row.started_at, ends_at=now + left))
+            bench.put(0.0, takes)
+        line = _line(row, 0, takes)
+        lines.append(line._replace(starts_at=row.started_at, ends_at=now + takes.seconds))
     return lines, list(benches.values())
 
 
@@ -157,28 +156,38 @@ def _left(row: Any, now: float) -> float:
     return pace * int(row.num_steps - row.step) + BESIDE_SHARE * float(forecast)
 
 
-def _waiting(rows: Sequence[Any], benches: list[_Bench]) -> list[Line]:
-    """Each run, in order, begins on the tuner that has room for it first."""
+def _waiting(rows: Sequence[Any], place: int, benches: list[_Bench], *, timed: bool) -> list[Line]:
+    """Each run, in order and from this place on, begins on the tuner that has room for it first."""
     lines, now = [], time.time()
-    for place, row in enumerate(rows, 1):
-        line = _line(row, place, benches)
-        able = [(bench.begin(bench.takes(row)), bench) for bench in benches if bench.can(row)]
-        if able:
-            begin, bench = min(able, key=lambda one: one[0])
-            takes = bench.takes(row)
+    for row in rows:
+        wanted = {gpu: _takes(row, gpu) for gpu in (False, True)}
+        begin, bench = _earliest(benches, wanted)
+        line = _line(row, place, wanted[bool(bench and bench.room.gpu)])
+        if bench is None and benches:
+            rooms = [one.room for one in benches]
+            line = line._replace(misfit=misfits.why(row.forecast, row.devices or 1, rooms))
+        elif bench and timed:
+            takes = wanted[bench.room.gpu]
             bench.put(begin, takes)
-            line = line._replace(
-                memory_mb=takes.memory_mb,
-                starts_at=now + begin,
-                ends_at=now + begin + takes.seconds,
-            )
+            starts_at = now + begin
+            line = line._replace(starts_at=starts_at, ends_at=starts_at + takes.seconds)
         lines.append(line)
+        place += 1
     return lines
 
 
-def _line(row: Any, place: int, benches: Sequence[_Bench]) -> Line:
-    able = [bench for bench in benches if bench.can(row)]
-    known = able or benches
+def _earliest(benches: Sequence[_Bench], wanted: dict[bool, Taken]) -> tuple[float, _Bench | None]:
+    best: tuple[float, _Bench | None] = (math.inf, None)
+    for bench in benches:
+        begin = bench.begin(wanted[bench.room.gpu])
+        if begin is not None and begin < best[0]:
+            best = (begin, bench)
+            if not begin:
+                break
+    return best
+
+
+def _line(row: Any, place: int, takes: Taken) -> Line:
     return Line(
         row.id,
         row.experiment_id,
@@ -189,10 +198,8 @@ def _line(row: Any, place: int, benches: Sequence[_Bench]) -> Line:
         row.step,
         row.num_steps,
         place,
-        capacity.need(row.forecast, bool(known and known[0].room.gpu)),
-        None,
-        None,
-        ""
-        if able or not benches
-        else misfits.why(row.forecast, row.devices or 1, [bench.room for bench in benches]),
+        takes.memory_mb,
+        starts_at=None,
+        ends_at=None,
+        misfit="",
     )

@@ -110,10 +110,18 @@ class Simulated(Tuner):
         self.dead = False
         self.claimed: list[tuple[str, int, float, float]] = []
         self.finished = self.lost = 0
+        self.claims: list[float] = []  # seconds that each took
 
     def child(self, module: str, *arguments: str) -> Any:
         """A thread instead of a process."""
         return Pretended(self)
+
+    def _claim(self) -> bool:
+        began = time.monotonic()
+        found = super()._claim()
+        if found:
+            self.claims.append(time.monotonic() - began)
+        return found
 
     def look(self) -> None:
         """As ever, until it dies."""
@@ -189,6 +197,7 @@ def _process(numbers: list[int], large: int, until: Any, said: Any) -> None:
     said.put(
         {
             "claimed": [one for tuner in everyone for one in tuner.claimed],
+            "claims": [one for tuner in everyone for one in tuner.claims],
             "finished": sum(tuner.finished for tuner in everyone),
             "lost": sum(tuner.lost for tuner in everyone),
             "died": len(gone),
@@ -369,6 +378,11 @@ def _report(
                 f"runs of {low / 1000:.0f} to {high / 1000:.0f} GB: {len(some)}, begun {len(some)}; overtaken by: "
                 f"median {statistics.median(some):.0f}, most {some[-1]}"
             )
+    took = sorted(one for some in found for one in some["claims"])
+    print(
+        f"a claim: median {statistics.median(took) * 1000:.0f} ms, "
+        f"99 of 100 within {took[int(0.99 * len(took))] * 1000:.0f} ms"
+    )
     print(f"queue's page: median {statistics.median(pages):.2f} s, most {max(pages):.2f} s")
     print(f"a move: median {statistics.median(moves):.2f} s, most {max(moves):.2f} s")
     print(f"connections: most {most}; worker rows at the end: {gone}")

@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 
-from app import base_models, completions, database, processes, runs, workers
+from app import base_models, completions, database, processes, runs, storage, workers
 from worker.keeper import SAVED
 
 
@@ -27,6 +27,8 @@ def tune(worker: str) -> int:
         pretend = runs.get(db, run_id).params["pretend"]
         runs.progress(db, run_id, attempt, phase="training", figures={"pid": os.getpid()})
         if pretend == "finish" or (pretend == "die at first" and attempt > 1):
+            _leave(run_id)
+            runs.progress(db, run_id, attempt, num_steps=0)
             runs.finish(db, run_id, attempt)
             return 0
     if pretend == "die" or (pretend == "die at first" and attempt == 1):
@@ -46,6 +48,13 @@ def tune(worker: str) -> int:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # "hang"
     time.sleep(120)
     return 0
+
+
+def _leave(run_id: str) -> None:
+    """What a run leaves, as little of it as can be: safetensors files without a tensor."""
+    for folder in (storage.tuned_model_folder(run_id), storage.last_model_folder(run_id)):
+        folder.mkdir(exist_ok=True)
+        (folder / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
 
 
 def _state(run_id: str, attempt: int) -> str:

@@ -216,6 +216,8 @@ def _save_adapter(model: peft.PeftModel, folder: Path, base_name: str) -> None:
     config.base_model_name_or_path = base_name
     if getattr(config, "tokenizer_name_or_path", None):
         config.tokenizer_name_or_path = base_name
+    if isinstance(getattr(config, "target_modules", None), set):
+        config.target_modules = sorted(config.target_modules)  # a set has another order each time
     # "auto" would ask the model hub whether the vocabulary has changed; it has not.
     model.save_pretrained(str(folder), save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)
