@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import delete, select, text
 from sqlalchemy.orm import Session
 
-from app import runs, storage
+from app import files, runs, storage
 from app.settings import settings
 from app.tables import BaseModel, Checkpoint, Dataset, Experiment, Run
 
@@ -134,6 +134,6 @@ def drop_finished(db: Session) -> int:
         for part in ("checkpoints", "last"):
             path = storage.files_of_run(run.id) / part
             freed += storage.size(path)
-            storage.remove(path)
+            files.remove(path)
     _summary.cache_clear()
     return freed

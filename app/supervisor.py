@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -80,7 +81,8 @@ def prepare(say: Say) -> None:
 
 
 def _fetch(base_model_id: str, say: Say) -> None:
-    process = processes.start("worker.prepare", base_model_id)
+    # To where this speaks: standard output is for results alone.
+    process = processes.start("worker.prepare", base_model_id, stdout=sys.stderr)
     if process.wait():
         say(
             "The default base model could not be made ready; the studio starts without it. "

@@ -24,7 +24,7 @@ def tune(worker: str) -> int:
     wanted = json.loads(told)
     run_id, attempt = wanted["run"], wanted["attempt"]
     with database.session() as db:
-        pretend = runs.get(db, run_id).params["pretend"]
+        pretend = runs.get(db, run_id).params.get("pretend", "finish")
         runs.progress(db, run_id, attempt, phase="training", figures={"pid": os.getpid()})
         if pretend == "finish" or (pretend == "die at first" and attempt > 1):
             _leave(run_id)

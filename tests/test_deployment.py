@@ -105,7 +105,7 @@ def test_what_must_last_lies_in_named_volumes() -> None:
 
 
 def test_a_run_has_time_to_be_saved_and_children_are_reaped() -> None:
-    from worker.keeper import SAVE_SECONDS
+    from worker.tuner import SAVE_SECONDS
 
     grace = int(re.sub(r"s$", "", OURS["tuner"]["stop_grace_period"]))
     assert grace > SAVE_SECONDS + 10
@@ -197,7 +197,7 @@ def test_there_is_a_unit_for_each_process() -> None:
 
 
 def test_a_tuner_under_systemd_has_time_to_save_its_run() -> None:
-    from worker.keeper import SAVE_SECONDS
+    from worker.tuner import SAVE_SECONDS
 
     service = _unit(REPOSITORY / "deploy/systemd/studio-tuner@.service")["Service"]
     assert service["KillMode"] == "mixed"  # the worker tells its children itself

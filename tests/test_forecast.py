@@ -10,7 +10,7 @@ from app import experiments, forecast, methods, points, runs
 from app.forecast import Machine, Texts
 from app.tables import BaseModel, Run
 from tests import factories
-from worker import checkpoints
+from worker import recorder
 
 SMOLLM2 = {
     "parameters": 134515008,
@@ -94,7 +94,7 @@ def test_full_tuning_is_spread_over_devices() -> None:
 
 
 def test_as_many_checkpoints_as_are_kept_and_one_more() -> None:
-    assert forecast.CHECKPOINTS == checkpoints.KEPT + 1
+    assert forecast.CHECKPOINTS == recorder.KEPT + 1
 
 
 def _base(db: Session) -> BaseModel:

@@ -14,7 +14,7 @@ from fastapi.sse import ServerSentEvent
 from sqlalchemy import update
 from sqlalchemy.orm import Session
 
-from app import completions, database, experiments, points, queue, runs
+from app import completions, database, experiments, points, queue, runs, trash
 from app.comparison import baselines
 from app.tables import Completion, Experiment, Run
 from app.web import streams
@@ -221,7 +221,7 @@ def test_runs_and_the_base_models_loss_are_told_when_they_change(db: Session) ->
 def test_an_experiment_that_is_deleted_ends_its_streams(db: Session, ended: Experiment) -> None:
     reader = streams.Reader(ended.id)
     reader.look()
-    experiments.remove(db, ended.id)
+    trash.throw_away(db, "experiment", ended.id)
     assert [event.event for event in reader.look()[0]] == ["done"]
     assert web.client().get(f"/experiments/{ended.id}/events").status_code == 404
 

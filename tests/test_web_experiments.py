@@ -466,7 +466,7 @@ def test_a_runs_page_has_parameters_figures_and_history(
 ) -> None:
     by = {run.method: run for run in of.runs}
     page = unescape(browser.get(f"/runs/{by['lora'].id}").text)
-    for words in ("Learning rate", "0.0002", "all-linear", "12.0 kB", "5,000", "Finished."):
+    for words in ("Learning rate", "0.0005", "all-linear", "12.0 kB", "5,000", "Finished."):
         assert words in page
     assert "The loss was no number." in browser.get(f"/runs/{by['full'].id}").text
     assert browser.get("/runs/nothing").status_code == 404

@@ -213,7 +213,7 @@ def test_the_list_and_the_page_show_what_was_measured(browser: TestClient, adapt
         assert "19.5 MB" in page
         assert f'href="/tuned-models/{adapter}/files/tuned.zip"' in page
     assert "1,234" in page
-    assert "0.0002" in page  # the learning rate it was tuned with
+    assert "0.0005" in page  # the learning rate it was tuned with
 
 
 @pytest.mark.parametrize("method", methods.METHODS)

@@ -49,12 +49,7 @@ class Hardware(NamedTuple):
 
 
 def num_devices() -> int:
-    """How many accelerators this machine has; without one, the processor counts as one."""
-    return torch.cuda.device_count() or 1
-
-
-def most_devices() -> int:
-    """How many processes may share a run; those on a processor divide its cores, for tests."""
+    """How many processes may share a run: one for each GPU, or, for tests, for each core."""
     return torch.cuda.device_count() or os.cpu_count() or 1
 
 

@@ -36,7 +36,13 @@ def whole(run: Run, machine: backbones.Hardware) -> float:
     prompt_ids = _proof(run)
     before = _logits(model, prompt_ids, machine)
     if method.quantizes:
-        model.get_base_model().dequantize(dtype=machine.precision)
+        # The weights that the adapter has learned beside, whole again before it is put on: PEFT
+        # merges into 4 bits or not at all.
+        base_model = backbones.load_base(method, params, folder, machine)
+        base_model.dequantize(dtype=machine.precision)
+        model, _ = backbones.load_tuned(
+            method, params, folder, tuned_folder, machine, base=base_model
+        )
     merged = model.merge_and_unload()
     backbones.save_tuned(
         merged, target, base_name=base.address, base_folder=folder, machine=machine

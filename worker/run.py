@@ -191,7 +191,7 @@ def _let_go(run_id: str, attempt: int, error: Exception) -> None:
 def _work_on_devices(run_id: str, attempt: int) -> int:
     """Do the run on as many devices as its parameter says, or say that there are not so many."""
     params = database.lasting(lambda db: runs.get(db, run_id)).params
-    wanted, most = params.get("devices", 1), backbones.most_devices()
+    wanted, most = params.get("devices", 1), backbones.num_devices()
     if wanted == 1:
         return work(run_id, attempt)
     if wanted <= most:

@@ -9,8 +9,14 @@ from app.methods.base import Marker, Method, Params
 
 
 class LoraParams(Params):
-    """Defaults as most tools have them: rank 16 on all linear layers, alpha twice the rank."""
+    """Defaults as most tools have them: rank 16 on all linear layers, alpha twice the rank.
 
+    The rate is above what they take for models of billions of weights: small ones need more.
+    """
+
+    learning_rate: float = Field(
+        5e-4, ge=1e-5, le=0.5, title="Learning rate", description="How far each update moves."
+    )
     rank: int = Field(
         16,
         ge=1,

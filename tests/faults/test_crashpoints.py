@@ -295,7 +295,8 @@ def test_the_worker_dies_there(db: Session, plant: Plant, name: str) -> None:
 def dies(plant: Plant, name: str, ask: Callable[[httpx.Client], Any]) -> None:
     """The web dies while it is asked; then a new one is there."""
     plant.start("web", STUDIO_CRASH=name)
-    with plant.web() as web, pytest.raises(httpx.TransportError):
+    web = plant.web()
+    with pytest.raises(httpx.TransportError):
         ask(web)
     assert crashed(name)
     plant.kill("web")

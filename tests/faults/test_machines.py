@@ -35,7 +35,7 @@ from app.settings import settings
 from app.tables import Run
 from tests import factories, servers, web
 from tests.engine import QUICK
-from worker import answer, backbones, export, prepare, recorder, sharing
+from worker import answer, backbones, export, prepare, sharing
 from worker import run as worker_run
 from worker.keeper import SAVED
 
@@ -47,7 +47,7 @@ ON = "tuner-1"
 def _hurried(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Checkpoints every now and then, and signals as they were after the test."""
     monkeypatch.setattr(settings, "checkpoint_seconds", 0.05)
-    monkeypatch.setattr(recorder, "SAVING_SHARE", 0.5)
+    monkeypatch.setattr(settings, "checkpoint_share", 0.5)
     monkeypatch.setattr(sharing, "RETRY_SECONDS", 0.2)
     before = signal.getsignal(signal.SIGTERM)
     yield

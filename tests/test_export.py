@@ -1,0 +1,56 @@
+"""The merged copy of a tuned model: whole weights that answer as the tuned model does."""
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy.orm import Session
+
+from app import claims, database, methods, storage
+from app.errors import StudioError
+from tests.faults import small
+from worker import backbones, export
+from worker import run as worker_run
+
+
+@pytest.fixture(autouse=True)
+def _signals() -> Iterator[None]:
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def _tuned(db: Session, model: Path, method: str) -> str:
+    run_id = small.run(db, small.experiment(db, model), method).id
+    with database.session() as other:
+        claimed = claims.claim_next(other, "w")
+    assert claimed
+    assert worker_run.work(claimed.id, claimed.attempt) == 0
+    assert small.now(run_id).state == "succeeded", small.said(run_id)
+    return run_id
+
+
+@pytest.mark.parametrize("key", [key for key, one in methods.METHODS.items() if one.merges])
+def test_the_merged_copy_answers_as_the_tuned_model(
+    db: Session, tiny_model: Path, key: str
+) -> None:
+    run_id = _tuned(db, tiny_model, key)
+    machine = backbones.hardware()
+    assert export.whole(small.now(run_id), machine) <= export.MOST_DIFFERENCE
+    folder = storage.whole_model_folder(run_id)
+    copy = backbones.load_base(methods.Method(), None, folder, machine)
+    kinds = {type(part).__name__ for part in copy.modules()}
+    assert "Linear" in kinds
+    assert not any("4bit" in kind or "Lora" in kind for kind in kinds)
+    assert (folder / "tokenizer.json").is_file()
+
+
+def test_a_copy_that_answers_otherwise_is_not_kept(
+    db: Session, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = _tuned(db, tiny_model, "lora")
+    monkeypatch.setattr(export, "MOST_DIFFERENCE", -1.0)
+    with pytest.raises(StudioError, match="so it was not kept"):
+        export.whole(small.now(run_id), backbones.hardware())
+    assert not storage.whole_model_folder(run_id).exists()
