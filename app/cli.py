@@ -45,7 +45,8 @@ class Kind(StrEnum):
 @cli.command()
 def up() -> None:
     """Start the whole studio here: broker, web, one tuning and one generating worker."""
-    raise typer.Exit(supervisor.up(lambda text: notes.print(text, highlight=False, soft_wrap=True)))
+    say = lambda text: notes.print(text, highlight=False, soft_wrap=True, markup=False)  # noqa: E731
+    raise typer.Exit(_or_exit(lambda: supervisor.up(say)))
 
 
 @cli.command()

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from functools import cache
 from hashlib import blake2b, sha256
 from itertools import islice
 from typing import Any, NamedTuple
@@ -164,13 +165,23 @@ class _Look:
         }
 
 
+@cache
+def _canonical(key: str) -> bytes:
+    chosen = EXAMPLES[key]
+    return b"".join(_lines(examples.read(storage.examples_file(chosen.file), chosen.file)))
+
+
+def shipped(dataset: Dataset) -> ExampleSet | None:
+    """The shipped set that the dataset is, whatever its name, if it is one."""
+    prints = {sha256(_canonical(key)).hexdigest(): one for key, one in EXAMPLES.items()}
+    return prints.get(dataset.fingerprint)
+
+
 def add_example(db: Session, key: str) -> Dataset:
     """One of the shipped sets; the one already stored if it is. Raises NotFound."""
     if key not in EXAMPLES:
         raise NotFound(f"There is no example set {key!r}. Choose from: {', '.join(EXAMPLES)}.")
-    chosen = EXAMPLES[key]
-    source = storage.examples_file(chosen.file)
-    canonical = b"".join(_lines(examples.read(source, chosen.file)))
+    chosen, canonical = EXAMPLES[key], _canonical(key)
     fingerprint = sha256(canonical).hexdigest()
     stored = db.scalar(select(Dataset).where(Dataset.fingerprint == fingerprint).limit(1))
     if stored:

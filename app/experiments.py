@@ -65,7 +65,7 @@ def create(
         base_model_id=base_model.id,
         dataset_id=dataset.id,
         task=_checked_task(task),
-        labels=_checked_labels(task, labels),
+        labels=_checked_labels(dataset, task, labels),
         template=prompts.check_template(template),
         seed=_checked_seed(seed),
         split=datasets.split(dataset.num_examples, seed),
@@ -156,13 +156,20 @@ def _checked_task(task: str) -> str:
     return task
 
 
-def _checked_labels(task: str, labels: list[str]) -> list[str]:
+def _checked_labels(dataset: Dataset, task: str, labels: list[str]) -> list[str]:
     if task != "classification":
         return []
     tidy = list(dict.fromkeys(label.strip() for label in labels if label.strip()))
     if not 2 <= len(tidy) <= MOST_LABELS:
         raise Invalid(
             f"Classification needs 2 to {MOST_LABELS} labels, spelled as in the data.",
+            field="labels",
+        )
+    known = datasets.labels(dataset)
+    if known and (strange := [label for label in tidy if label not in known]):
+        raise Invalid(
+            f"No example has the output {', '.join(map(repr, strange[:5]))}. Spell the labels as in "
+            f"the data: {', '.join(known[:20])}.",
             field="labels",
         )
     return tidy

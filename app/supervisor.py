@@ -1,10 +1,12 @@
 """`studio up`: Valkey, web and workers as one group that starts, is watched, and ends together."""
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -57,6 +59,25 @@ def address() -> str:
     """The web's address, for a browser on this machine."""
     host = "127.0.0.1" if settings.host in {"0.0.0.0", "::"} else settings.host
     return f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
+
+
+def _check_address() -> None:
+    """Raises Unavailable if the web could not listen where the settings say."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((settings.host, settings.port))
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise Unavailable(
+                f"Port {settings.port} is in use by another program. End that, or choose another "
+                f"port: STUDIO_PORT={settings.port + 1} make run."
+            ) from None
+        raise Unavailable(
+            f"The studio cannot listen on {settings.host}:{settings.port} ({error.strerror}). "
+            "Choose an address of this machine: STUDIO_HOST=127.0.0.1."
+        ) from None
 
 
 def link() -> str:
@@ -179,6 +200,7 @@ def up(say: Say) -> int:
         signal.signal(signal.SIGINT, interrupted)
         signal.signal(signal.SIGTERM, interrupted)
         try:
+            _check_address()
             prepare(say)
         except StudioError as error:
             say(error.message)

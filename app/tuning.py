@@ -98,6 +98,8 @@ def _shown(value: float | None, form: str) -> str:
 
 def tune(question: Question, notes: Console) -> Result:
     """Create the experiment, follow its runs to their end, and compare them."""
+    _chosen(question)
+    _check(question)
     with _studio(notes):
         with database.session() as db:
             experiment = _create(db, question)
@@ -129,6 +131,31 @@ def _studio(notes: Console) -> Iterator[None]:
 
 
 def _create(db: Session, question: Question) -> Experiment:
+    """Everything is checked before anything is stored. Raises Invalid."""
+    base_model = _base_model(db, question.base)
+    chosen = experiments.checked_params(base_model, _chosen(question))
+    dataset = _dataset(db, question.data)
+    labels = datasets.labels(dataset)
+    few = 2 <= len(labels) <= MOST_LABELS and len(labels) * 5 <= dataset.num_examples
+    shipped = datasets.shipped(dataset)
+    usual = shipped.task if shipped else "classification" if few else "generation"
+    task = question.task or usual
+    known = shipped.template if shipped and shipped.task == task else prompts.TASKS[task].template
+    return experiments.create(
+        db,
+        name=question.name or dataset.name,
+        base_model_id=base_model.id,
+        dataset_id=dataset.id,
+        task=task,
+        template=question.template or known,
+        labels=labels,
+        seed=question.seed,
+        methods=chosen,
+    )
+
+
+def _chosen(question: Question) -> dict[str, dict[str, Any]]:
+    """The methods with the parameters that were set."""
     keys = [key.strip() for key in question.methods.split(",") if key.strip()]
     chosen: dict[str, dict[str, Any]] = {methods.get(key).key: {} for key in keys}
     for text in question.parameters:
@@ -137,27 +164,21 @@ def _create(db: Session, question: Question) -> Experiment:
         if key not in chosen or not field or not value:
             raise Invalid(f"--set {text}: write method.parameter=value, such as lora.rank=8.")
         chosen[key][field] = value
-    dataset = _dataset(db, question.data)
-    labels = datasets.labels(dataset)
-    few = 2 <= len(labels) <= MOST_LABELS and len(labels) * 5 <= dataset.num_examples
-    task = question.task or ("classification" if few else "generation")
-    return experiments.create(
-        db,
-        name=question.name or dataset.name,
-        base_model_id=_base_model(db, question.base).id,
-        dataset_id=dataset.id,
-        task=task,
-        template=question.template or prompts.TASKS[task].template,
-        labels=labels,
-        seed=question.seed,
-        methods=chosen,
-    )
+    return chosen
+
+
+def _check(question: Question) -> None:
+    """What can be told without the studio. Raises Invalid."""
+    if not storage.users_file(question.data).is_file():
+        raise Invalid(f"There is no file {question.data}.")
+    if question.task and question.task not in prompts.TASKS:
+        raise Invalid(f"There is no task {question.task}. Choose from: {', '.join(prompts.TASKS)}.")
+    if question.template:
+        prompts.check_template(question.template)
 
 
 def _dataset(db: Session, data: str) -> Dataset:
     source = storage.users_file(data)
-    if not source.is_file():
-        raise Invalid(f"There is no file {data}.")
     upload = storage.upload_file()
     storage.copy(source, upload)
     return datasets.add(db, source.stem, source.name, upload)

@@ -76,6 +76,7 @@ def test_runs_are_queued_in_the_order_of_the_methods(any_db: Session) -> None:
         ({"name": "a\ud800b"}, "name"),
         ({"task": "translation"}, "task"),
         ({"labels": ["one"]}, "labels"),
+        ({"labels": ["delivery", "delivry"]}, "labels"),
         ({"labels": [str(n) for n in range(201)]}, "labels"),
         ({"template": "No place for it."}, "template"),
         ({"template": "{{input}} {{secret}}"}, "template"),

@@ -11,7 +11,7 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy.orm import Session
 
-from app import base_models, database, experiments, methods, points, prompts, runs, storage
+from app import base_models, database, datasets, experiments, methods, points, prompts, runs, storage
 from app.comparison import baselines
 from app.comparison.baselines import Given
 from app.tables import BaseModel, Dataset, Experiment, Run
@@ -97,6 +97,18 @@ def test_the_form_is_filled_from_the_data(
     assert all(words in page for words in ("25 examples", "20 examples", "15 examples"))  # split
     other = browser.get("/experiments/new").text
     assert re.search(r'<option value="generation" selected>', other)
+
+
+def test_a_shipped_set_begins_with_its_own_task_and_template(
+    browser: TestClient, db: Session, ready: tuple[BaseModel, Dataset]
+) -> None:
+    for key, example in datasets.EXAMPLES.items():
+        dataset = datasets.add_example(db, key)
+        dataset.name = "Renamed"
+        db.commit()
+        page = unescape(browser.get(f"/experiments/new?dataset={dataset.id}").text)
+        assert f'<option value="{example.task}" selected>' in page
+        assert _field(page, "template") == example.template
 
 
 @pytest.mark.parametrize("key", methods.METHODS)

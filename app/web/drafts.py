@@ -71,7 +71,9 @@ def completed(db: Session, draft: Draft) -> Draft:
         labels = datasets.labels(dataset)
         sent |= {"labels": "\n".join(labels), "filled_for": dataset.id}
         sent["name"] = sent.get("name") or dataset.name
-        sent["task"] = sent.get("task") or ("classification" if labels else "generation")
+        shipped = datasets.shipped(dataset)
+        usual_task = "classification" if len(labels) > 1 else "generation"
+        sent["task"] = sent.get("task") or (shipped.task if shipped else usual_task)
     asked = sent.get("task", "")
     task = asked if asked in prompts.TASKS else next(iter(prompts.TASKS))
     usual = {one.template for one in prompts.TASKS.values()}
@@ -84,12 +86,8 @@ def completed(db: Session, draft: Draft) -> Draft:
 
 def _template(dataset: Dataset | None, task: str) -> str:
     """The task's own, or the one written for a shipped example set."""
-    shipped = [
-        one.template
-        for one in datasets.EXAMPLES.values()
-        if dataset and one.title == dataset.name and one.task == task
-    ]
-    return shipped[0] if shipped else prompts.TASKS[task].template
+    shipped = datasets.shipped(dataset) if dataset else None
+    return shipped.template if shipped and shipped.task == task else prompts.TASKS[task].template
 
 
 def submit(db: Session, draft: Draft) -> Experiment | None:
