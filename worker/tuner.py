@@ -54,7 +54,7 @@ class Tuner(Keeper):
         self._reap()
         self._sweep()
         self._prepare()
-        while self._claim():
+        while not self.stopping.is_set() and self._claim():
             self._prepare()
 
     def _sweep(self) -> None:
