@@ -52,7 +52,7 @@ class Setup:
         **changes: Any,
     ) -> None:
         self.method = methods.get(key)
-        self.params = self.method.schema(**QUICK[key] | changes)
+        self.params = self.method.schema(**QUICK.get(key, {}) | changes)
         self.machine, self.seed, self.group = machine, seed, group
         self.model, self.soft_prefix = backbones.load_trainable(
             self.method, self.params, folder, seed, machine, group

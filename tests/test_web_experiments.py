@@ -11,7 +11,17 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy.orm import Session
 
-from app import base_models, database, datasets, experiments, methods, points, prompts, runs, storage
+from app import (
+    base_models,
+    database,
+    datasets,
+    experiments,
+    methods,
+    points,
+    prompts,
+    runs,
+    storage,
+)
 from app.comparison import baselines
 from app.comparison.baselines import Given
 from app.tables import BaseModel, Dataset, Experiment, Run

@@ -25,7 +25,7 @@ def experiment(db: Session, model: Path, count: int = 80) -> Experiment:
 
 def run(db: Session, of: Experiment, method: str = "lora", **params: Any) -> Run:
     """A queued run."""
-    given = {"num_epochs": 2, "batch_size": 4, "max_length": 128, **QUICK[method], **params}
+    given = {"num_epochs": 2, "batch_size": 4, "max_length": 128, **QUICK.get(method, {}), **params}
     checked = methods.get(method).schema.model_validate(given)
     return factories.run(db, of, method=method, params=checked.model_dump())
 

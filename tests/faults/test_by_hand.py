@@ -206,7 +206,9 @@ def test_all_of_it_tunes_and_answers(installed: Installation, tiny_model: Path) 
             "base_model_id": model,
             "dataset_id": dataset,
             "task": "classification",
-            "methods": {key: QUICK[key] | small for key in ("prompt_tuning", "lora", "full")},
+            "methods": {
+                key: QUICK.get(key, {}) | small for key in ("prompt_tuning", "lora", "full")
+            },
         },
     )
     assert made.status_code == 201, made.text

@@ -84,7 +84,7 @@ def _experiment(
             template=factories.TEMPLATE,
             labels=factories.LABELS,
             seed=1,
-            methods={method: QUICK[method] | SETTINGS | changes},
+            methods={method: QUICK.get(method, {}) | SETTINGS | changes},
         )
         return experiment.runs[0]
 
