@@ -23,7 +23,7 @@ def test_a_port_in_use_is_said_before_anything_starts(monkeypatch: pytest.Monkey
 
 def test_an_address_of_another_machine_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(settings, "host", "192.0.2.1")
-    with pytest.raises(Unavailable, match="cannot listen on 192.0.2.1"):
+    with pytest.raises(Unavailable, match=r"cannot listen on 192\.0\.2\.1"):
         supervisor._check_address()
 
 
