@@ -29,6 +29,7 @@ from app import (
     registry,
     runs,
     storage,
+    trash,
     tuned_models,
 )
 from app.settings import settings
@@ -180,6 +181,9 @@ def test_a_run_goes_from_machine_to_machine(
     assert not storage.base_model_folder(model_id).exists()  # the web needs no weights
     removed = web.client().delete(f"/api/experiments/{run.experiment_id}")
     assert removed.status_code == 204, removed.text
+    assert _stored("/runs/") != []  # in the trash it can be put back
+    with database.session() as db:
+        trash.purge(db, "experiment", run.experiment_id)
     assert _stored("/runs/") == []
     assert _stored("/base_models/")
 
