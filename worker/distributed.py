@@ -115,7 +115,8 @@ class Copies(Group):
 
     def leave(self) -> None:
         """Say good-bye: from here on each is on its own."""
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 class Shards(Copies):

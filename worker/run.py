@@ -167,6 +167,7 @@ def _ended(run_id: str, attempt: int, watch: Watch, group: Group = ALONE) -> int
         reason = (
             "The worker was stopped; what was trained is saved, and the run goes on from there."
         )
+        group.leave()
         if group.leads:
             database.lasting(lambda db: runs.settle(db, run_id, attempt, reason))
         return SAVED if stop.why == "ending" else 0
