@@ -225,6 +225,7 @@ def test_the_shown_code_is_python_with_the_exact_prompt(
     code = html.unescape(page.split('<pre class="text" tabindex="0">')[1].split("</pre>")[0])
     names = {node.id for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Name)}
     assert ("PeftModel" in names) == methods.get(method).frozen_base
+    assert ("BitsAndBytesConfig" in names) == methods.get(method).quantizes
     [prompt] = [
         node.value.value  # type: ignore[attr-defined]
         for node in ast.walk(ast.parse(code))

@@ -8,6 +8,8 @@ import threading
 import time
 from typing import NamedTuple
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from app import capacity, claims, database, misfits, processes, runs, workers
 from app.capacity import Room, Taken
 from app.errors import LostClaim
@@ -140,7 +142,8 @@ class Tuner(Keeper):
             task.child.send_signal(signal.SIGTERM)
         deadline = time.monotonic() + SAVE_SECONDS
         while time.monotonic() < deadline and any(task.child.poll() is None for task in self.tasks):
-            self._beat()
+            with contextlib.suppress(SQLAlchemyError):  # a database that is away: go on waiting
+                self._beat()
             time.sleep(0.2)
         for task in self.tasks:
             task.child.kill()

@@ -13,6 +13,22 @@ tokenizer = AutoTokenizer.from_pretrained(base)
 model = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
 model = PeftModel.from_pretrained(model, {folder!r})
 """
+_QUANTIZED = """\
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+base = {base!r}
+tokenizer = AutoTokenizer.from_pretrained(base)
+# In 4 bits, as it was tuned: beside whole weights the adapter answers a little differently.
+quantized = BitsAndBytesConfig(
+    load_in_4bit=True,
+    bnb_4bit_quant_type={quant_type!r},
+    bnb_4bit_use_double_quant={double_quant!r},
+    bnb_4bit_compute_dtype="bfloat16",
+)
+model = AutoModelForCausalLM.from_pretrained(base, dtype="auto", quantization_config=quantized)
+model = PeftModel.from_pretrained(model, {folder!r})
+"""
 _WHOLE = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -37,9 +53,15 @@ def loading(run: Run, folder: str) -> str:
     base = experiment.base_model
     # Only a model of the hub can be named; of another the studio's own copy is what was tuned on.
     address = base.address if base.source == "hub" else str(base_folder)
-    load = _ADAPTER if methods.get(run.method).frozen_base else _WHOLE
-    prompt = _prompt(experiment)
-    return load.format(base=address, folder=f"./{folder}") + _ANSWER.format(prompt=prompt)
+    method = methods.get(run.method)
+    load = _QUANTIZED if method.quantizes else _ADAPTER if method.frozen_base else _WHOLE
+    loaded = load.format(
+        base=address,
+        folder=f"./{folder}",
+        quant_type=run.params.get("quantization_type"),
+        double_quant=run.params.get("double_quantization"),
+    )
+    return loaded + _ANSWER.format(prompt=_prompt(experiment))
 
 
 def _prompt(experiment: Experiment) -> str:
