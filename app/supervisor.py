@@ -147,6 +147,7 @@ class Group:
             )
             self._start(name)
         if not settings.redis_url and not valkey.answers():
+            self.say("The embedded Valkey has gone; starting it anew. Nothing is lost by that.")
             valkey.start()
 
     def stop(self, hurry: Callable[[], bool]) -> None:
