@@ -195,5 +195,5 @@ def tune_example(db: Session, key: str) -> Experiment:
         template=example.template,
         labels=list(example.labels),
         seed=1,
-        methods={method: {} for method in methods.METHODS},
+        methods={key: method.quick for key, method in methods.METHODS.items()},
     )

@@ -105,6 +105,7 @@ class Method:
     paper: ClassVar[tuple[str, str]]  # title, address
     schema: ClassVar[type[Params]] = Params
     usual_rates: ClassVar[tuple[float, float]]  # learning rates that work as a rule
+    quick: ClassVar[dict[str, Any]] = {}  # parameters of the shipped examples
     quantizes: ClassVar[bool] = False  # whether the base model's weights are loaded quantized
     frozen_base: ClassVar[bool] = True  # whether the base model's own weights stay as they are
     starts_as_base: ClassVar[bool] = False  # whether step 0 answers just like the base model

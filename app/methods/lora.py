@@ -98,6 +98,7 @@ class Lora(Method):
     )
     schema = LoraParams
     usual_rates = (5e-5, 2e-3)
+    quick: ClassVar[dict[str, Any]] = {"num_epochs": 2, "learning_rate": 1e-3}
     starts_as_base = True
     merges = True
 
