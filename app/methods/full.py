@@ -41,7 +41,7 @@ class Full(Method):
     )
     schema = FullParams
     usual_rates = (1e-5, 2e-4)
-    quick: ClassVar[dict[str, Any]] = {"num_epochs": 2}
+    quick: ClassVar[dict[str, Any]] = {"num_epochs": 1}
     frozen_base = False
     starts_as_base = True
 
