@@ -68,7 +68,7 @@ class PromptTuning(Method):
     )
     schema = PromptTuningParams
     usual_rates = (1e-3, 0.3)
-    quick: ClassVar[dict[str, Any]] = {"num_epochs": 3}
+    quick: ClassVar[dict[str, Any]] = {"num_epochs": 2}
 
     def adapt(self, model: Any, params: Any, seed: int) -> Any:
         """A PEFT model with a trainable prompt vector in float32."""
