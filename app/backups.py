@@ -14,6 +14,7 @@ from sqlalchemy import Connection, select
 
 from app import files, runs, snapshots, storage
 from app.errors import Conflict, Damaged, NotFound, Unavailable
+from app.registry import is_good
 from app.settings import settings
 from app.storage import Path
 
@@ -172,14 +173,9 @@ def _hold_checkpoints(
     for one in found:
         wanted.add(one.run_id)
         path = storage.checkpoint_folder(one.run_id, one.step, one.attempt)
-        if one.run_id not in held and _is_good(path, one.digest) and _hold_all(path, folder):
+        if one.run_id not in held and is_good(path, one.digest) and _hold_all(path, folder):
             held[one.run_id] = (one.run_id, one.step, one.attempt)
     return set(held.values()), wanted - set(held)
-
-
-def _is_good(path: Path, digest: str) -> bool:
-    manifest = path / MANIFEST
-    return manifest.is_file() and hashlib.sha256(manifest.read_bytes()).hexdigest() == digest
 
 
 class _Hashing(io.RawIOBase):
@@ -197,9 +193,9 @@ class _Hashing(io.RawIOBase):
         return data
 
 
-def _write(half: Path, files: list[tuple[str, Path]], head: dict[str, Any], tell: Tell) -> int:
+def _write(half: Path, contents: list[tuple[str, Path]], head: dict[str, Any], tell: Tell) -> int:
     """The archive: files, then the manifest with their hashes, then the manifest's own hash."""
-    total, done = sum(storage.size(path) for _, path in files), 0
+    total, done = sum(storage.size(path) for _, path in contents), 0
 
     def more(count: int) -> None:
         nonlocal done
@@ -210,7 +206,7 @@ def _write(half: Path, files: list[tuple[str, Path]], head: dict[str, Any], tell
     descriptor = os.open(half, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         with tarfile.open(fileobj=file, mode="w", bufsize=1 << 20) as archive:
-            for name, path in files:
+            for name, path in contents:
                 info = tarfile.TarInfo(name)
                 info.size = storage.size(path)
                 with path.open("rb") as source:

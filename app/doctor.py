@@ -1,6 +1,5 @@
 """`studio doctor`: every invariant, checked and mended while the studio runs."""
 
-import hashlib
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -194,8 +193,7 @@ def _is_good(one: Checkpoint) -> bool:
     folder = storage.checkpoint_folder(*_key(one))
     if not folder.exists() and files.is_published(folder):
         return True  # on another machine
-    path = folder / registry.MANIFEST
-    return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == one.digest
+    return registry.is_good(folder, one.digest)
 
 
 def _base_models(db: Session) -> Iterator[Finding]:

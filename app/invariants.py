@@ -1,6 +1,5 @@
 """What must be true of the tables and files at any moment: each rule says what breaks it."""
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -11,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from app import runs, storage
 from app.files import is_published
-from app.registry import MANIFEST
+from app.registry import MANIFEST, is_good
 from app.storage import Path
 from app.tables import Checkpoint, Dataset, Point, Run
 
@@ -122,12 +121,11 @@ def checkpoints_are_there(db: Session) -> Iterator[tuple[str, str]]:
     """A checkpoint that has a row has its folder, with the manifest that the row was given for."""
     for one in db.scalars(select(Checkpoint)):
         folder = storage.checkpoint_folder(one.run_id, one.step, one.attempt)
-        manifest = folder / MANIFEST
         if not folder.exists() and is_published(folder):
             continue
-        if not manifest.is_file():
+        if not (folder / MANIFEST).is_file():
             yield one.run_id, f"The checkpoint of step {one.step} has no manifest."
-        elif hashlib.sha256(manifest.read_bytes()).hexdigest() != one.digest:
+        elif not is_good(folder, one.digest):
             yield one.run_id, f"The checkpoint of step {one.step} has another manifest."
 
 

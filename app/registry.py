@@ -1,5 +1,6 @@
 """The register of a run's checkpoints: a row says that one was whole on the disk, and its digest."""
 
+import hashlib
 from collections.abc import Callable, Collection
 from typing import NamedTuple
 
@@ -8,6 +9,7 @@ from sqlalchemy.orm import Session
 
 from app import files, runs, storage
 from app.crashpoints import crashpoint
+from app.storage import Path
 from app.tables import Checkpoint
 
 MANIFEST = "manifest.json"  # in a checkpoint's folder: sizes and hashes of the other files
@@ -33,6 +35,12 @@ def enter(db: Session, run_id: str, attempt: int, made: Made, place: Callable[[]
     db.merge(Checkpoint(run_id=run_id, attempt=attempt, **made._asdict()))
     db.commit()
     crashpoint("checkpoint.entered")
+
+
+def is_good(folder: Path, digest: str) -> bool:
+    """Whether the checkpoint in the folder has the manifest that its row was given for."""
+    manifest = folder / MANIFEST
+    return manifest.is_file() and hashlib.sha256(manifest.read_bytes()).hexdigest() == digest
 
 
 def of(db: Session, run_id: str) -> list[Checkpoint]:

@@ -98,11 +98,11 @@ def _shown(value: float | None, form: str) -> str:
 
 def tune(question: Question, notes: Console) -> Result:
     """Create the experiment, follow its runs to their end, and compare them."""
-    _chosen(question)
+    chosen = _chosen(question)
     _check(question)
     with _studio(notes):
         with database.session() as db:
-            experiment = _create(db, question)
+            experiment = _create(db, question, chosen)
         notes.print(f"Experiment {experiment.id}: {experiment.name}", highlight=False, markup=False)
         _follow(experiment, notes)
         with database.reading() as db:
@@ -130,10 +130,10 @@ def _studio(notes: Console) -> Iterator[None]:
             group.stop(lambda: False)
 
 
-def _create(db: Session, question: Question) -> Experiment:
+def _create(db: Session, question: Question, chosen: dict[str, dict[str, Any]]) -> Experiment:
     """Everything is checked before anything is stored. Raises Invalid."""
     base_model = _base_model(db, question.base)
-    chosen = experiments.checked_params(base_model, _chosen(question))
+    chosen = experiments.checked_params(base_model, chosen)
     dataset = _dataset(db, question.data)
     labels = datasets.labels(dataset)
     few = 2 <= len(labels) <= MOST_LABELS and len(labels) * 5 <= dataset.num_examples
