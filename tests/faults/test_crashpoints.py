@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
+from sqlalchemy import delete
 from sqlalchemy.orm import Session
 
 from app import (
@@ -27,7 +28,7 @@ from app import (
     tuned_models,
 )
 from app.settings import settings
-from app.tables import BaseModel, Run
+from app.tables import Baseline, BaseModel, Run
 from tests import factories
 from tests.faults import small
 from tests.faults.plant import Plant, begun, reaches, sound, until
@@ -193,6 +194,10 @@ def test_the_trainer_dies_there(tuning: Tuning, name: str) -> None:
         storage.remove(storage.crash_mark("points.committed"))
         both = "points.committed:3,points.rewound"
         run = harmed(tuning, name, both, checkpoint_seconds=3600.0)
+    elif name == "baseline.stored":  # measured once, then kept
+        tuning.db.execute(delete(Baseline))
+        tuning.db.commit()
+        run = harmed(tuning, name, name)
     elif name == "run.waiting":
         run = harmed(tuning, name, name, disk_reserve_mb=10**9)
         tuning.plant.override()

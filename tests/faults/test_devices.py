@@ -22,7 +22,7 @@ from tests.servers import wait_for
 SLOW = (
     500.0  # seconds: the processes load torch and wait for each other, on a busy machine for long
 )
-CLOSE = 1e-5
+CLOSE = 5e-2  # in bfloat16, where there is it; tests/test_distributed.py compares in float32
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(1200)]
 Child = subprocess.Popen[str]
 
@@ -97,6 +97,11 @@ def steps(run: Run, kind: str = "train") -> list[object]:
     return [point[1] for point in small.curve(run.id) if point[0] == kind]
 
 
+def figures(point: tuple[object, ...]) -> list[object]:
+    """What was measured; a validation point has no gradient."""
+    return [value for value in point[2:] if value is not None]
+
+
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_a_run_on_two_devices_is_that_on_one(
     db: Session, start: Callable[[Run], Child], model: Path, method: str
@@ -111,7 +116,8 @@ def test_a_run_on_two_devices_is_that_on_one(
     ends(start(alone), alone, "succeeded")
     assert small.left(shared.id).keys() == small.left(alone.id).keys()
     for one, other in zip(small.curve(shared.id), small.curve(alone.id), strict=True):
-        assert one == pytest.approx(other, rel=CLOSE)
+        assert one[:2] == other[:2]  # kind and step
+        assert figures(one) == pytest.approx(figures(other), rel=CLOSE)
 
 
 def test_a_cancelled_run_ends_on_all_devices(
