@@ -16,12 +16,14 @@ from app.settings import settings
 from app.tables import Run
 from tests import factories
 from tests.faults import small
-from tests.faults.plant import Plant, reaches, seed, until
+from tests.faults.plant import PATIENCE, Plant, reaches, seed, until
 
 _whole: dict[str, tuple[Any, Any]] = {}
 
 
-def whole(db: Session, model: Path, plant: Plant, name: str, **params: Any) -> tuple[Run, Any, Any]:
+def whole(
+    db: Session, model: Path, plant: Plant, name: str, seconds: float = PATIENCE, **params: Any
+) -> tuple[Run, Any, Any]:
     """A queued run and a worker, and curve and files of a run like it that nobody disturbed."""
     of = small.experiment(db, model)
     params = {"num_epochs": 6} | params  # 60 steps: long enough to come to harm
@@ -29,7 +31,7 @@ def whole(db: Session, model: Path, plant: Plant, name: str, **params: Any) -> t
     key = f"{params}"
     if key not in _whole:
         twin = small.run(db, of, **params)
-        reaches(twin.id, "succeeded")
+        reaches(twin.id, "succeeded", seconds=seconds)
         _whole[key] = small.curve(twin.id), small.left(twin.id)
     return small.run(db, of, **params), *_whole[key]
 

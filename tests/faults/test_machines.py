@@ -21,6 +21,7 @@ from app import (
     completions,
     database,
     experiments,
+    file_store,
     files,
     holdings,
     invariants,
@@ -371,7 +372,9 @@ def test_a_run_that_is_killed_here_goes_on_there_as_if_nothing_had_been(
     assert child.stdin
     child.stdin.write(json.dumps({"run": run.id, "attempt": 1}) + "\n")
     child.stdin.flush()
-    assert servers.wait_for(lambda: _stored("/checkpoints/") and _rows(run.id), 300)
+    assert servers.wait_for(
+        lambda: any(path.endswith(file_store.MANIFEST) for path in _stored("/checkpoints/")), 300
+    )
     child.kill()
     child.communicate()
     with database.session() as db:
