@@ -148,7 +148,8 @@ def test_a_run_goes_from_machine_to_machine(
     assert _work(machines, "tuner-2") == 0
     found = _now(run.id)
     assert (found.state, found.attempt) == ("succeeded", 2), _history(run.id)
-    assert any("Going on from the checkpoint of step" in line for line in _history(run.id))
+    said = _history(run.id)
+    assert any("Going on from the checkpoint of step" in line for line in said), said
     with database.reading() as db:
         steps = [point.step for point in points.curve(db, run.id) if point.kind == "train"]
         kept = {(one.step, one.attempt) for one in registry.of(db, run.id)}
@@ -372,8 +373,10 @@ def test_a_run_that_is_killed_here_goes_on_there_as_if_nothing_had_been(
     assert child.stdin
     child.stdin.write(json.dumps({"run": run.id, "attempt": 1}) + "\n")
     child.stdin.flush()
+    # Its own manifest, which is written last, lies beside the folder of its files.
+    whole = f"/0000/{file_store.MANIFEST}"
     assert servers.wait_for(
-        lambda: any(path.endswith(file_store.MANIFEST) for path in _stored("/checkpoints/")), 300
+        lambda: [path for path in _stored(whole) if "/checkpoints/" in path], 300
     )
     child.kill()
     child.communicate()
@@ -384,7 +387,8 @@ def test_a_run_that_is_killed_here_goes_on_there_as_if_nothing_had_been(
     found = [_now(run.id), _now("other")]
     assert [one.state for one in found] == ["succeeded"] * 2, _history(run.id)
     assert [one.attempt for one in found] == [2, 1]
-    assert any("Going on from the checkpoint of step" in line for line in _history(run.id))
+    said = _history(run.id)
+    assert any("Going on from the checkpoint of step" in line for line in said), said
     curves = []
     with database.reading() as db:
         for one in found:
