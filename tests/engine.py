@@ -10,14 +10,14 @@ from torch import Tensor
 from app import methods
 from app.points import Measured
 from tests.tiny import QUICK
-from worker import backbones, checkpoints, train
+from worker import backbones, checkpoints, hardware, train
 from worker.distributed import ALONE, Group
 from worker.packing import Row
 
 # Models this small are slower with several threads, and much slower on a busy machine.
 torch.set_num_threads(1)
 
-MACHINE = backbones.Hardware("cpu", "float32", "test", 8000.0, 1)
+MACHINE = hardware.Hardware("cpu", "float32", "test", 8000.0, 1)
 NARROW = MACHINE._replace(dtype="bfloat16")
 PREFIX = [1, 60, 61, 62, 63]
 
@@ -33,7 +33,7 @@ def rows(count: int = 24) -> list[Row]:
     return made
 
 
-class Tight(backbones.Hardware):
+class Tight(hardware.Hardware):
     """A machine with room for short rows only."""
 
     token_budget = 30  # type: ignore[assignment]
@@ -46,7 +46,7 @@ class Setup:
         self,
         folder: Path,
         key: str,
-        machine: backbones.Hardware = MACHINE,
+        machine: hardware.Hardware = MACHINE,
         seed: int = 3,
         group: Group = ALONE,
         **changes: Any,

@@ -14,7 +14,7 @@ from app.errors import StudioError
 from app.points import Measured
 from tests import engine
 from tests.engine import MACHINE, NARROW, Setup, Tight
-from worker import backbones, checkpoints, distributed
+from worker import backbones, checkpoints, distributed, hardware
 
 EXAMPLES = engine.rows(21)  # in steps of ten: in the last of an epoch, two processes share one
 HALFWAY = 3
@@ -26,7 +26,7 @@ class Case(NamedTuple):
 
     key: str
     model: str = "llama"
-    machine: backbones.Hardware = MACHINE
+    machine: hardware.Hardware = MACHINE
     changes: tuple[tuple[str, Any], ...] = ()
 
     def setup(

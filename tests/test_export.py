@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from app import claims, database, methods, storage
 from app.errors import StudioError
 from tests.faults import small
-from worker import backbones, export
+from worker import backbones, export, hardware
 from worker import run as worker_run
 
 
@@ -36,7 +36,7 @@ def test_the_merged_copy_answers_as_the_tuned_model(
     db: Session, tiny_model: Path, key: str
 ) -> None:
     run_id = _tuned(db, tiny_model, key)
-    machine = backbones.hardware()
+    machine = hardware.find()
     assert export.whole(small.now(run_id), machine) <= export.MOST_DIFFERENCE
     folder = storage.whole_model_folder(run_id)
     copy = backbones.load_base(methods.Method(), None, folder, machine)
@@ -52,5 +52,5 @@ def test_a_copy_that_answers_otherwise_is_not_kept(
     run_id = _tuned(db, tiny_model, "lora")
     monkeypatch.setattr(export, "MOST_DIFFERENCE", -1.0)
     with pytest.raises(StudioError, match="so it was not kept"):
-        export.whole(small.now(run_id), backbones.hardware())
+        export.whole(small.now(run_id), hardware.find())
     assert not storage.whole_model_folder(run_id).exists()

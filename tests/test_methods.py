@@ -15,7 +15,7 @@ from app import methods, storage
 from app.errors import Invalid
 from tests import tiny
 from tests.engine import MACHINE, NARROW, QUICK, Setup, rows, same
-from worker import backbones, generate
+from worker import backbones, generate, hardware
 
 NAME = "somebody/some-model"
 PROMPT = list(rows()[1].prompt_ids)
@@ -28,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.model(tmp_path_factory.mktemp("methods"), initializer_range=0.15)
 
 
-def base(folder: Path, key: str, machine: backbones.Hardware = MACHINE) -> Any:
+def base(folder: Path, key: str, machine: hardware.Hardware = MACHINE) -> Any:
     method = methods.get(key)
     return backbones.load_base(method, method.schema(**QUICK.get(key, {})), folder, machine)
 
@@ -58,7 +58,7 @@ def test_there_are_four_methods_in_order_of_their_effort() -> None:
 
 
 @pytest.mark.parametrize("machine", [MACHINE, NARROW], ids=["float32", "bfloat16"])
-def test_what_moves_and_what_stays(folder: Path, machine: backbones.Hardware) -> None:
+def test_what_moves_and_what_stays(folder: Path, machine: hardware.Hardware) -> None:
     moving = {
         "prompt_tuning": ["prompt_encoder.default.embedding.weight"],
         "lora": ["lora_A", "lora_B"],
@@ -142,7 +142,7 @@ def test_where_a_prompt_vector_starts(folder: Path, start: str) -> None:
 @pytest.mark.parametrize("machine", [MACHINE, NARROW], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("key", methods.METHODS)
 def test_a_tuned_model_answers_differently_and_the_same_once_saved(
-    folder: Path, tmp_path: Path, key: str, machine: backbones.Hardware
+    folder: Path, tmp_path: Path, key: str, machine: hardware.Hardware
 ) -> None:
     setup = Setup(folder, key, machine, num_epochs=8)
     setup.points()

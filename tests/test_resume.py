@@ -212,7 +212,7 @@ def test_what_is_computed_stays_as_it_was_begun(
 ) -> None:
     run = small.run(db, small.experiment(db, model), "lora")
     before = torch.get_num_threads()
-    real = worker_run.backbones.hardware
+    real = worker_run.hardware.find
     attempt(run.id, {20: stop("ending")})
     first = small.now(run.id).figures
     assert first["threads"] == before
@@ -221,7 +221,7 @@ def test_what_is_computed_stays_as_it_was_begun(
         torch.set_num_threads(before + 1)
         return real(*given)._replace(name="Another CPU", threads=before + 1, memory_mb=1.0)
 
-    monkeypatch.setattr(worker_run.backbones, "hardware", other)
+    monkeypatch.setattr(worker_run.hardware, "find", other)
     attempt(run.id)
     found = small.now(run.id)
     assert torch.get_num_threads() == before

@@ -11,7 +11,7 @@ from app.errors import StudioError
 from app.points import Measured
 from tests import engine, tiny
 from tests.engine import MACHINE, NARROW, Setup, Tight, same
-from worker import backbones, checkpoints, train
+from worker import checkpoints, hardware, pace, train
 from worker.packing import Row
 
 
@@ -93,23 +93,23 @@ def test_small_rows_train_like_one_large_row(folder: Path) -> None:
 
 def test_the_learning_rate_rises_then_falls_to_zero() -> None:
     params = methods.get("lora").schema(learning_rate=1e-3, warmup_share=0.1)
-    rates = [train.rate(step, 100, params) for step in range(1, 101)]
+    rates = [pace.rate(step, 100, params) for step in range(1, 101)]
     assert rates[:10] == pytest.approx([1e-4 * step for step in range(1, 11)])
     assert rates[10] == 1e-3
     assert all(after < before for before, after in itertools.pairwise(rates[10:]))
     assert 0 < rates[-1] < 1e-6
     none = params.model_copy(update={"warmup_share": 0.0})
-    assert train.rate(1, 100, none) == 1e-3
+    assert pace.rate(1, 100, none) == 1e-3
 
 
 def test_looks_at_the_validation_loss(folder: Path) -> None:
     params = methods.get("lora").schema()
-    assert train.looks(100, params) == {10, 20, 30, 40, 50, 60, 70, 80, 90, 100}
-    assert train.looks(4, params) == {1, 2, 3, 4}
-    assert len(train.looks(37, params)) == 10
-    assert 37 in train.looks(37, params)
+    assert pace.looks(100, params) == {10, 20, 30, 40, 50, 60, 70, 80, 90, 100}
+    assert pace.looks(4, params) == {1, 2, 3, 4}
+    assert len(pace.looks(37, params)) == 10
+    assert 37 in pace.looks(37, params)
     each_third = params.model_copy(update={"validation_interval": 3})
-    assert train.looks(7, each_third) == {3, 6, 7}
+    assert pace.looks(7, each_third) == {3, 6, 7}
     setup = Setup(folder, "lora", validation_interval=4, num_epochs=2)
     points = setup.points(look_first=True)
     assert [point.step for point in only("validation", points)] == [0, 4, 6]
@@ -118,7 +118,7 @@ def test_looks_at_the_validation_loss(folder: Path) -> None:
 @pytest.mark.parametrize("machine", [MACHINE, NARROW], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("key", methods.METHODS)
 def test_a_resumed_run_is_the_same_bit_for_bit(
-    folder: Path, tmp_path: Path, key: str, machine: backbones.Hardware
+    folder: Path, tmp_path: Path, key: str, machine: hardware.Hardware
 ) -> None:
     changes = {"num_epochs": 3, "batch_size": 5, "weight_decay": 0.1}
     through = Setup(folder, key, machine, **changes)

@@ -12,7 +12,7 @@ import torch
 from app import completions, database, files, methods, processes, prompts, tuned_models, workers
 from app.errors import StudioError
 from app.tables import Completion
-from worker import backbones, generate
+from worker import backbones, generate, hardware
 
 WRITE_SECONDS = 0.05  # text is stored, and so shown, this often
 MOST_LOADED = 8  # tuned models kept; adapters share the weights of their base
@@ -30,7 +30,7 @@ class Loaded(NamedTuple):
 class Models:
     """Base models and tuned models in memory; the longest unused tuned one goes first."""
 
-    def __init__(self, machine: backbones.Hardware) -> None:
+    def __init__(self, machine: hardware.Hardware) -> None:
         self.machine = machine
         self.bases: dict[tuple[str, str], Any] = {}
         self.tuned: dict[str, Loaded] = {}
@@ -172,9 +172,9 @@ def main() -> None:
     processes.die_with_parent(signal.SIGKILL)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     worker = sys.argv[1]
-    machine = backbones.hardware()
+    machine = hardware.find()
     with database.session() as db:
-        workers.describe(db, worker, machine.name, machine.memory_mb, backbones.num_devices())
+        workers.describe(db, worker, machine.name, machine.memory_mb, hardware.num_devices())
     models = Models(machine)
     for _line in sys.stdin:
         while True:

@@ -17,29 +17,56 @@ NAME = "packed_rows"
 # What some architectures ask of their attention and this one does not do.
 UNKNOWN = ("s_aux", "position_bias", "cache", "head_mask")
 SHORT = 256  # tokens
+ALIKE, SMALL = 1.5, 16  # lengths that differ by this ratio, or are below this, share a block
 
 
 @dataclass(frozen=True)
-class Layout:
-    """Where the parts of a packed row lie: `prefix` shared tokens, then the examples.
+class Block:
+    """Examples of about the same length, side by side, padded to the longest.
 
-    `spread` has, for each place of a block of examples padded to the longest, the row's token
-    there, counted after the prefix; `gathered` has for each of those tokens its place in the block.
+    `spread` has, for each place of the block, which of its tokens stands there;
+    `gathered` has for each of its tokens, in the row's order, its place in the block.
     """
 
-    prefix: int
     examples: int
     longest: int
     spread: Tensor
     gathered: Tensor
 
-    def to(self, device: str) -> Layout:
+    def to(self, device: str) -> Block:
         """The same on another device."""
         return replace(self, spread=self.spread.to(device), gathered=self.gathered.to(device))
 
 
+@dataclass(frozen=True)
+class Layout:
+    """Where the parts of a packed row lie: `prefix` shared tokens, then the blocks of examples."""
+
+    prefix: int
+    blocks: tuple[Block, ...]
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest example, after the prefix."""
+        return max(block.longest for block in self.blocks)
+
+    def to(self, device: str) -> Layout:
+        """The same on another device."""
+        return replace(self, blocks=tuple(block.to(device) for block in self.blocks))
+
+
 def layout(prefix: int, lengths: list[int]) -> Layout:
-    """The layout of a row of `prefix` tokens and then examples of these lengths."""
+    """The layout of a row of `prefix` tokens and then examples of these lengths, short to long."""
+    groups: list[list[int]] = []
+    for length in lengths:
+        # Padding costs: an example that is much longer begins a block of its own.
+        if not groups or length > max(SMALL, ALIKE * groups[-1][0]):
+            groups.append([])
+        groups[-1].append(length)
+    return Layout(prefix, tuple(map(_block, groups)))
+
+
+def _block(lengths: list[int]) -> Block:
     longest = max(lengths)
     counts = torch.tensor(lengths)
     starts = counts.cumsum(0) - counts
@@ -48,7 +75,7 @@ def layout(prefix: int, lengths: list[int]) -> Layout:
     spread = starts[:, None] + torch.where(place[None] < counts[:, None], place[None], 0)
     block = torch.arange(len(lengths) * longest).view(len(lengths), longest)
     gathered = torch.cat([block[row, :length] for row, length in enumerate(lengths)])
-    return Layout(prefix, len(lengths), longest, spread.flatten(), gathered)
+    return Block(len(lengths), longest, spread.flatten(), gathered)
 
 
 @dataclass(frozen=True)
@@ -189,24 +216,31 @@ def attend(
             raise NotImplementedError(f"attention with {name}")
     row, prefix = attention_mask.layout, attention_mask.layout.prefix
     how = _How(scaling, dropout, softcap)
-
-    def spread(part: Tensor) -> Tensor:
-        tokens = part[0, :, prefix:].transpose(0, 1)
-        block: Tensor = _Spread.apply(tokens, row.spread, row.gathered)  # type: ignore[no-untyped-call]
-        return block.view(row.examples, row.longest, *tokens.shape[1:]).transpose(1, 2)
-
-    def context(part: Tensor) -> Tensor:
-        shared = part[:, :, :prefix].expand(row.examples, -1, -1, -1)
-        return torch.cat((shared, spread(part)), dim=2)
-
-    tail = _weigh(spread(query), context(key), context(value), attention_mask.tail, how)
-    flat = tail.transpose(1, 2).flatten(0, 1)
-    answer: Tensor = _Gather.apply(flat, row.gathered)  # type: ignore[no-untyped-call]
+    sizes = [len(block.gathered) for block in row.blocks]
+    parts = [
+        torch.split(part[0, :, prefix:].transpose(0, 1), sizes) for part in (query, key, value)
+    ]
+    first, *shared = (part[:, :, :prefix] for part in (query, key, value))
+    answers: list[Tensor] = []
     if prefix:
-        first, keys, values = (part[:, :, :prefix] for part in (query, key, value))
-        head = _weigh(first, keys, values, attention_mask.head, how)
-        answer = torch.cat((head[0].transpose(0, 1), answer))
-    return answer[None], None
+        head = _weigh(first, shared[0], shared[1], attention_mask.head, how)
+        answers.append(head[0].transpose(0, 1))
+    for block, *own in zip(row.blocks, *parts, strict=True):
+        asking, *seen = (_spread(block, part) for part in own)
+        keys, values = (
+            torch.cat((before.expand(block.examples, -1, -1, -1), after), dim=2)
+            for before, after in zip(shared, seen, strict=True)
+        )
+        mask = attention_mask.tail[: block.longest, : prefix + block.longest]
+        tail = _weigh(asking, keys, values, mask, how).transpose(1, 2).flatten(0, 1)
+        answers.append(_Gather.apply(tail, block.gathered))  # type: ignore[no-untyped-call]
+    return torch.cat(answers)[None], None
+
+
+def _spread(block: Block, tokens: Tensor) -> Tensor:
+    """(tokens, heads, width) -> (examples, heads, longest, width)."""
+    spread: Tensor = _Spread.apply(tokens, block.spread, block.gathered)  # type: ignore[no-untyped-call]
+    return spread.view(block.examples, block.longest, *tokens.shape[1:]).transpose(1, 2)
 
 
 AttentionInterface.register(NAME, attend)

@@ -1,4 +1,4 @@
-"""Base models in memory: the machine they run on, loading, sharing, saving what was tuned."""
+"""Base models in memory: loading, sharing, saving what was tuned."""
 
 from __future__ import annotations
 
@@ -6,81 +6,18 @@ import contextlib
 import copy
 import inspect
 import json
-import os
-from typing import Any, NamedTuple
+from typing import Any
 
 import peft
 import torch
 from torch import Tensor
 
 from app import storage
-from app.capacity import gpu_name
 from app.methods import Method
-from app.settings import settings
 from app.storage import Path
-from worker import checkpoints
+from worker import checkpoints, products, thrift
 from worker.distributed import ALONE, Group, whole_values
-
-
-class Hardware(NamedTuple):
-    """What this process computes on; `dtype` is a torch name: bfloat16 where natively fast."""
-
-    device: str
-    dtype: str
-    name: str
-    memory_mb: float
-    threads: int
-    budget: int = 0  # tokens of a row that a run was begun with; 0: what suits this machine
-
-    @property
-    def precision(self) -> torch.dtype:
-        """The dtype that frozen weights are held and products computed in."""
-        return torch.bfloat16 if self.dtype == "bfloat16" else torch.float32
-
-    @property
-    def token_budget(self) -> int:
-        """Most tokens of a packed row: enough to keep the machine busy, small enough to fit.
-
-        A CPU gains nothing beyond about a thousand; a GPU takes eight for each MB it has, at most 16384.
-        """
-        if self.budget or self.device == "cpu":
-            return self.budget or 1024
-        return max(1024, min(16384, int(self.memory_mb / 8)))
-
-
-def num_devices() -> int:
-    """How many processes may share a run: one for each GPU, or, for tests, for each core."""
-    return torch.cuda.device_count() or os.cpu_count() or 1
-
-
-def hardware(sharing: int = 1) -> Hardware:
-    """What there is: the first CUDA device, else the processor with the threads of the settings.
-
-    As many processes are `sharing` the processor, but each of them sees a CUDA device of its own.
-    """
-    if settings.threads or sharing > 1:
-        torch.set_num_threads(max(1, (settings.threads or torch.get_num_threads()) // sharing))
-    threads = torch.get_num_threads()
-    if torch.cuda.is_available():
-        about = torch.cuda.get_device_properties(0)
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-        memory = about.total_memory / 2**20
-        name = gpu_name(about.name)
-        return Hardware("cuda", "bfloat16" if native else "float32", name, memory, threads)
-    able = torch.cpu.get_capabilities()
-    native = any(able.get(name) for name in ("avx512_bf16", "amx_bf16", "arm_bf16", "bf16"))
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**20
-    name = str(able.get("cpu_name") or "CPU")
-    return Hardware("cpu", "bfloat16" if native else "float32", name, memory, threads)
-
-
-def peak_memory_mb(machine: Hardware) -> float:
-    """The most memory this process has taken so far: of the GPU where there is one, else RAM."""
-    if machine.device == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**20
-    with open("/proc/self/status") as status:
-        line = next(line for line in status if line.startswith("VmHWM:"))
-    return int(line.split()[1]) / 1024
+from worker.hardware import Hardware
 
 
 def inner(model: Any) -> Any:
@@ -90,9 +27,9 @@ def inner(model: Any) -> Any:
 
 def compute(machine: Hardware) -> Any:
     """Context in which trained float32 values are multiplied in bf16, where the machine can."""
-    if machine.precision is torch.float32:
+    if machine.computed is torch.float32:
         return contextlib.nullcontext()
-    return torch.autocast(machine.device, dtype=machine.precision)
+    return torch.autocast(machine.device, dtype=machine.computed)
 
 
 def load_base(method: Method, params: Any, folder: Path, machine: Hardware) -> Any:
@@ -118,37 +55,18 @@ def load_trainable(
     device = "cpu" if group.spreads else machine.device  # a GPU may have room for a part only
     model = method.load(str(folder), params, device=device, dtype=dtype)
     model = method.adapt(model, params, seed)
+    if machine.device == "cpu" and method.frozen_base:
+        products.install(model, machine)
     for module in model.modules():
-        if machine.precision is not torch.float32 and hasattr(module, "cast_input_dtype_enabled"):
+        if machine.computed is not torch.float32 and hasattr(module, "cast_input_dtype_enabled"):
             # PEFT would widen every input to float32 just before autocast narrows it again.
             module.cast_input_dtype_enabled = False
-        for name, dropout in getattr(module, "lora_dropout", {}).items():
-            if machine.device == "cpu" and isinstance(dropout, torch.nn.Dropout):
-                module.lora_dropout[name] = _Dropout(dropout.p)
+    if machine.device == "cpu" and not (params.gradient_checkpointing or group.spreads):
+        thrift.install(model, machine)
     if params.gradient_checkpointing:
         inner(model).activation_checkpointing_enable({"use_reentrant": False})
     group.spread(model, machine)
     return model, method.soft_prefix(model)
-
-
-class _Dropout(torch.nn.Module):
-    """Dropout for a CPU, where drawing a number for each value took a third of LoRA's forward pass.
-
-    One draw of 64 bits decides on four values; the share is rounded to a 65536th.
-    """
-
-    def __init__(self, share: float) -> None:
-        super().__init__()
-        self.dropped = round(share * 2**16)
-
-    def forward(self, values: Tensor) -> Tensor:
-        """Some values zero, the others larger by as much; all as they are outside of training."""
-        if not self.training:
-            return values
-        draws = torch.empty(-(-values.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
-        bits = draws.view(torch.int16)[: values.numel()].view(values.shape)
-        kept = (bits >= self.dropped - 2**15).to(values.dtype)
-        return values * kept.mul_(2**16 / (2**16 - self.dropped))
 
 
 def share(model: Any) -> Any:

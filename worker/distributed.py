@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -15,10 +15,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from app.errors import StudioError
 from worker import packing
+from worker.hardware import BFLOAT16, FLOAT32, Hardware
 from worker.packing import Example, Packed
-
-if TYPE_CHECKING:
-    from worker.backbones import Hardware
 
 PATIENCE = datetime.timedelta(hours=1)  # for one process that saves while the others wait
 Rows = list[tuple[Packed, float]]
@@ -59,6 +57,11 @@ class Group:
     def told(self, number: int) -> int:
         """The number that the first process gives."""
         return number
+
+    def agreed(self, machine: Hardware) -> Hardware:
+        """The machine, making products as the first process has found best."""
+        fast = self.told(int(machine.computed is torch.float32))
+        return machine._replace(products=FLOAT32 if fast else BFLOAT16)
 
     def leave(self) -> None:
         """Say good-bye: from here on each is on its own."""
@@ -131,8 +134,8 @@ class Shards(Copies):
         """
         mesh = init_device_mesh(machine.device, (self.size,))
         mixed = MixedPrecisionPolicy()
-        if machine.precision is not torch.float32:
-            mixed = MixedPrecisionPolicy(machine.precision, reduce_dtype=torch.float32)
+        if machine.computed is not torch.float32:
+            mixed = MixedPrecisionPolicy(machine.computed, reduce_dtype=torch.float32)
         blocks = set(getattr(model, "_no_split_modules", None) or ())
         kind = type(model)
         for module in reversed(list(model.modules())):

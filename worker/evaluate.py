@@ -14,9 +14,10 @@ from torch.nn import functional
 from transformers.cache_utils import DynamicLayer
 
 from worker import attention, packing
-from worker.backbones import Hardware, accepts, compute, embed, inner
+from worker.backbones import accepts, compute, embed, inner
 from worker.distributed import ALONE, Group
 from worker.generate import read, room
+from worker.hardware import Hardware
 from worker.packing import Example, Packed
 
 BATCH = {"cpu": 16, "cuda": 64}  # prompts answered at a time
@@ -53,10 +54,11 @@ def token_losses(model: Any, soft_prefix: Tensor | None, row: Packed, machine: H
         if sliced:
             inputs["logits_to_keep"] = row.keep
         logits = backbone(**inputs).logits
-    columns = row.columns if sliced else row.keep[row.columns]
-    return functional.cross_entropy(
-        logits[row.rows, columns].float(), row.targets, reduction="none"
-    )
+    if sliced and row.layout is not None:
+        wanted = logits[0]  # one row, of which just these places were asked for
+    else:
+        wanted = logits[row.rows, row.columns if sliced else row.keep[row.columns]]
+    return functional.cross_entropy(wanted.float(), row.targets, reduction="none")
 
 
 @contextmanager

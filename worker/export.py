@@ -12,7 +12,7 @@ from app import database, datasets, files, methods, processes, prompts, runs, st
 from app.crashpoints import crashpoint
 from app.errors import StudioError
 from app.tables import Run
-from worker import backbones, generate
+from worker import backbones, generate, hardware
 
 PROOF_PROMPTS = 8
 # Most of the chance that may go to other words: half the sum over all words of how far their chances
@@ -23,7 +23,7 @@ MOST_DIFFERENCE = 0.05
 log = logging.getLogger(__name__)
 
 
-def whole(run: Run, machine: backbones.Hardware) -> float:
+def whole(run: Run, machine: hardware.Hardware) -> float:
     """Write the merged model beside the adapter; how far its answers are from the tuned one's.
 
     Raises StudioError, and keeps nothing, if they are too far.
@@ -75,7 +75,7 @@ def _proof(run: Run) -> list[list[int]]:
     ]
 
 
-def _logits(model: Any, prompt_ids: list[list[int]], machine: backbones.Hardware) -> Tensor:
+def _logits(model: Any, prompt_ids: list[list[int]], machine: hardware.Hardware) -> Tensor:
     """After each prompt, (prompts, vocabulary)."""
     given = [torch.tensor([ids], device=machine.device) for ids in prompt_ids]
     return torch.cat([generate.read(model, None, ids)[0] for ids in given])
@@ -89,7 +89,7 @@ def main() -> None:
     with database.reading() as db:
         run = runs.get(db, run_id)
     try:
-        difference = whole(run, backbones.hardware())
+        difference = whole(run, hardware.find())
     except Exception as error:
         log.exception("Run %s could not be merged.", run_id)
         known = isinstance(error, StudioError)

@@ -7,8 +7,8 @@ import torch
 from app import database, runs
 from app.methods import Method, Params
 from app.tables import Run
-from worker.backbones import Hardware
 from worker.distributed import ALONE, Group
+from worker.hardware import Hardware
 from worker.material import Material
 from worker.watch import Watch
 
@@ -55,6 +55,8 @@ def like_before(
     kind = figures.get("device_kind", machine.device)
     dtype = figures["precision"] if kind == machine.device else machine.dtype
     same = machine._replace(threads=figures["threads"], budget=figures["token_budget"], dtype=dtype)
+    if kind == machine.device:
+        same = same._replace(products=figures.get("products", ""))
     if figures["device"] == machine.name and figures["precision"] == machine.dtype:
         return same, ""
     return same, (

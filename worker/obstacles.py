@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from worker import attention, evaluate, packing
-from worker.backbones import Hardware, accepts, inner
+from worker.backbones import accepts, inner
+from worker.hardware import Hardware
 from worker.packing import Example
 
 

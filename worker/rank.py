@@ -5,7 +5,7 @@ import signal
 import sys
 
 from app import database, methods, processes, runs
-from worker import backbones, distributed
+from worker import distributed, hardware
 from worker.run import work
 
 
@@ -20,7 +20,7 @@ def main() -> None:
     rank, size = int(sys.argv[4]), int(sys.argv[5])
     with database.reading() as db:
         method = methods.get(runs.get(db, run_id).method)
-    machine = backbones.hardware(size)
+    machine = hardware.find(size)
     group = distributed.join(store, rank, size, machine, spreads=not method.frozen_base)
     sys.exit(work(run_id, attempt, group))
 

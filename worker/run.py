@@ -13,7 +13,17 @@ import torch
 from app import database, files, methods, processes, runs, space, storage, workers
 from app.errors import LostClaim, StudioError
 from app.tables import Run
-from worker import backbones, checkpoints, distributed, launch, scoring, sharing, train
+from worker import (
+    backbones,
+    checkpoints,
+    distributed,
+    hardware,
+    launch,
+    pace,
+    scoring,
+    sharing,
+    train,
+)
 from worker.distributed import ALONE, Group
 from worker.job import Job, like_before
 from worker.keeper import SAVED
@@ -34,7 +44,8 @@ def tune(run: Run, watch: Watch, group: Group = ALONE) -> None:
     method = methods.get(run.method)
     params = method.schema.model_validate(run.params)
     sharing.fetch_material(run, watch)
-    machine, change = like_before(backbones.hardware(group.size), run.figures, group.size)
+    machine = group.agreed(hardware.find(group.size))
+    machine, change = like_before(machine, run.figures, group.size)
     job = Job(run, method, params, gather(run), machine, watch, group)
     if change:
         job.tell(change, "warning")
@@ -58,6 +69,7 @@ def _describe(job: Job) -> None:
     job.run.figures = {
         **job.run.figures,
         "precision": machine.dtype,
+        "products": machine.products,
         "device": machine.name,
         "devices": job.group.size,
         "device_kind": machine.device,
@@ -67,7 +79,7 @@ def _describe(job: Job) -> None:
         "cut_rows": material.num_cut,
         "num_virtual_tokens": job.method.virtual_tokens(job.params),
     }
-    per_epoch = train.steps_per_epoch(len(material.train), job.params)
+    per_epoch = pace.steps_per_epoch(len(material.train), job.params)
     job.store(phase="loading", num_steps=per_epoch * job.params.num_epochs, figures=job.run.figures)
     if material.num_cut:
         total = len(material.train) + len(material.validation) + len(material.test)
@@ -115,7 +127,7 @@ def _train(job: Job) -> None:
 
 def _measure(job: Job, state: checkpoints.State) -> None:
     """Store what training took."""
-    peak = backbones.peak_memory_mb(job.machine)
+    peak = hardware.peak_memory_mb(job.machine)
     earlier = job.run.figures.get("peak_memory_mb", 0.0)  # of an attempt that was interrupted
     job.run.figures |= {
         "peak_memory_mb": max(earlier, peak),
@@ -191,7 +203,7 @@ def _let_go(run_id: str, attempt: int, error: Exception) -> None:
 def _work_on_devices(run_id: str, attempt: int) -> int:
     """Do the run on as many devices as its parameter says, or say that there are not so many."""
     params = database.lasting(lambda db: runs.get(db, run_id)).params
-    wanted, most = params.get("devices", 1), backbones.num_devices()
+    wanted, most = params.get("devices", 1), hardware.num_devices()
     if wanted == 1:
         return work(run_id, attempt)
     if wanted <= most:
@@ -209,10 +221,10 @@ def main() -> None:
     processes.die_with_parent(signal.SIGKILL)
     os.nice(5)  # the web and whatever else runs here answer first
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    machine = backbones.hardware()
+    machine = hardware.find()
     database.lasting(
         lambda db: workers.describe(
-            db, sys.argv[1], machine.name, machine.memory_mb, backbones.num_devices()
+            db, sys.argv[1], machine.name, machine.memory_mb, hardware.num_devices()
         )
     )
     line = sys.stdin.readline()

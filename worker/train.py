@@ -14,14 +14,14 @@ from torch import Tensor
 from app.errors import StudioError
 from app.methods import Params
 from app.points import Measured
-from worker import attention, distributed, evaluate, obstacles, packing
-from worker.backbones import Hardware, inner, peak_memory_mb
+from worker import attention, distributed, evaluate, obstacles, pace, packing
+from worker.backbones import inner
 from worker.checkpoints import State
 from worker.distributed import ALONE, Group
+from worker.hardware import Hardware, peak_memory_mb
 from worker.packing import Example
 
 PATIENCE = 3  # steps in a row that may come out as no number before training gives up
-LOOKS = 10  # at the validation loss, unless an interval is set
 
 
 class Tick(NamedTuple):
@@ -57,27 +57,6 @@ def begin(
     return State(trained, optimizer, obstacles.find(model, soft_prefix, examples, machine))
 
 
-def steps_per_epoch(num_rows: int, params: Params) -> int:
-    """How many updates an epoch has; its last may be made of fewer examples."""
-    return math.ceil(num_rows / (params.batch_size * params.accumulate_steps))
-
-
-def rate(step: int, total: int, params: Params) -> float:
-    """The learning rate of a step, counted from 1: up in a line, then down by a cosine to zero."""
-    warmup = math.ceil(params.warmup_share * total)
-    if step <= warmup:
-        return params.learning_rate * step / warmup
-    done = (step - 1 - warmup) / max(1, total - warmup)
-    return params.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
-
-
-def looks(total: int, params: Params) -> set[int]:
-    """The steps after which the validation loss is measured; the last is always one."""
-    if params.validation_interval:
-        return {*range(params.validation_interval, total, params.validation_interval), total}
-    return {max(1, round(total * look / LOOKS)) for look in range(1, LOOKS + 1)}
-
-
 def train(
     model: Any,
     soft_prefix: Tensor | None,
@@ -102,7 +81,7 @@ def train(
     Where a `group` of processes shares the run, each calls this; the points are the same in all.
     """
     run = _Run(model, soft_prefix, examples, validation, params, seed, machine, state, group)
-    look_after = looks(run.total, params) | ({0} if look_first else set())
+    look_after = pace.looks(run.total, params) | ({0} if look_first else set())
     model.train()
     while True:
         if state.step in look_after and state.looked < state.step:
@@ -129,7 +108,7 @@ class _Run(NamedTuple):
 
     @property
     def per_epoch(self) -> int:
-        return steps_per_epoch(len(self.examples), self.params)
+        return pace.steps_per_epoch(len(self.examples), self.params)
 
     @property
     def total(self) -> int:
@@ -151,7 +130,7 @@ def _step(run: _Run) -> Iterator[Measured | Tick]:
     # A seed of its own for each row, so that dropout is the same after a resume.
     stream = numpy.random.Philox(key=[run.seed % 2**64, 2**63 + state.step])
     dropouts = stream.random_raw(len(rows) * run.group.size)[run.group.rank :: run.group.size]
-    loss, seconds = 0.0, 0.0
+    loss = seconds = 0.0
     for done, (row, weight) in enumerate(rows):
         started = time.perf_counter()
         torch.manual_seed(int(dropouts[done] >> 1))
@@ -161,7 +140,7 @@ def _step(run: _Run) -> Iterator[Measured | Tick]:
     started = time.perf_counter()
     run.group.sum_gradients(state.trained)
     (loss,) = run.group.sums(loss)
-    learning_rate = rate(state.step + 1, run.total, params)
+    learning_rate = pace.rate(state.step + 1, run.total, params)
     norm = _update(state, learning_rate, params.max_grad_norm, loss)
     seconds += time.perf_counter() - started
     state.step += 1
@@ -245,6 +224,6 @@ def _no_number(run: _Run, usual: tuple[float, float]) -> str:
         else f"Try a learning rate lower than {chosen:g} and look for unusual examples."
     )
     return (
-        f"Training stopped at step {run.state.step} of {run.total}: the loss or its gradient was not a "
+        f"Training stopped at step {run.state.step} of {run.total}: the loss or its gradient was no "
         f"number {PATIENCE} times in a row. {advice} What was measured and saved before is kept."
     )

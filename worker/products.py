@@ -1,0 +1,244 @@
+"""Linear layers of a model in training on a processor: weights stay narrow, products are fast.
+
+A frozen weight is widened (or, held in 4 bits, dequantized) just before its product and again on the way
+back: on a processor that costs a hundredth of the product. LoRA's thin products and its dropout are added
+in the same step, and only the layer's input is kept for the way back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import bitsandbytes
+import torch
+from peft.tuners.lora import layer as peft_layer
+from peft.tuners.lora.bnb import Linear4bit as AdaptedLinear4bit
+from torch import Tensor
+from torch.nn import functional
+
+from worker.hardware import Hardware
+
+PIECE = 2**22  # values of a weight that are widened at a time
+# Layers that are given the same input, wherever they lie side by side, in the order they are called.
+TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+
+
+def install(model: Any, machine: Hardware) -> None:
+    """Have the model's frozen linear layers and their adapters computed here, in `machine.computed`.
+
+    Everything else that is frozen and narrower is widened, embeddings as they are looked up.
+    """
+    dtype = machine.computed
+    adapted: set[Any] = set()
+    for parent in list(model.modules()):
+        groups: dict[Any, Thin] = {}
+        for name, module in parent.named_children():
+            if isinstance(module, (peft_layer.Linear, AdaptedLinear4bit)) and _is_plain(module):
+                adapted.add(module.base_layer)
+                together = next((names for names in TOGETHER if name in names), name)
+                module.forward = Adapted(module, groups.setdefault(together, Thin(machine)))
+    for module in model.modules():
+        if _is_held(module):
+            if module not in adapted:
+                module.forward = Frozen(module, dtype)
+        elif isinstance(module, torch.nn.Embedding) and not module.weight.requires_grad:
+            module.register_forward_hook(lambda _module, _given, words: words.to(dtype))
+        elif dtype is torch.float32:
+            for value in module.parameters(recurse=False):
+                if value.is_floating_point() and not isinstance(value, bitsandbytes.nn.Params4bit):
+                    value.data = value.data.float()
+
+
+def _is_held(module: Any) -> bool:
+    """Whether this is a linear layer whose weight stays as it is."""
+    return (
+        isinstance(module, torch.nn.Linear)
+        and not module.weight.requires_grad
+        and (module.weight.is_floating_point() or module.weight.dtype is torch.uint8)
+    )
+
+
+def _is_plain(layer: Any) -> bool:
+    """Whether this is a LoRA adapter beside a frozen linear layer, without variants."""
+    return (
+        _is_held(layer.base_layer)
+        and list(layer.active_adapters) == ["default"]
+        and "default" in layer.lora_A
+        and not layer.lora_variant
+        and layer.lora_B["default"].bias is None
+    )
+
+
+def _dequantized(weight: Any, dtype: torch.dtype) -> Tensor:
+    state = weight.quant_state
+    kept, state.dtype = state.dtype, dtype  # the dtype it is dequantized to
+    try:
+        wide: Tensor = bitsandbytes.functional.dequantize_4bit(weight.data, state)
+    finally:
+        state.dtype = kept
+    return wide
+
+
+class Frozen:
+    """The forward of a linear layer that is not trained."""
+
+    def __init__(self, module: Any, dtype: torch.dtype) -> None:
+        self.module = module
+        self.dtype = dtype
+
+    def __call__(self, values: Tensor) -> Tensor:
+        """(..., in) -> (..., out)."""
+        made: Tensor = _Product.apply(values, self)  # type: ignore[no-untyped-call]
+        return made
+
+    def product(self, values: Tensor) -> Tensor:
+        """Of the layer's own weight and bias, without a way back."""
+        values = values.to(self.dtype)
+        parts = [functional.linear(values, piece) for _, piece in self._pieces()]
+        made = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+        if self.module.bias is not None:
+            made += self.module.bias.detach()
+        return made
+
+    def back(self, gradient: Tensor) -> Tensor:
+        """The gradient of the layer's input."""
+        into: Tensor | None = None
+        for outputs, piece in self._pieces():
+            share = gradient[..., outputs] @ piece
+            into = share if into is None else into.add_(share)
+        assert into is not None
+        return into
+
+    def _pieces(self) -> Iterator[tuple[slice, Tensor]]:
+        """The weight, widened: all at once, or, of a large head, some outputs at a time."""
+        weight = self.module.weight
+        if isinstance(weight, bitsandbytes.nn.Params4bit):
+            yield slice(None), _dequantized(weight, self.dtype)
+            return
+        size = max(1, PIECE // weight.shape[1])
+        for first in range(0, len(weight), size):
+            outputs = slice(first, first + size)
+            yield outputs, weight.detach()[outputs].to(self.dtype)
+
+
+class _Product(torch.autograd.Function):
+    """A frozen layer's product: nothing is kept but the layer itself."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, frozen: Frozen) -> Tensor:
+        ctx.frozen = frozen
+        ctx.given = values.dtype
+        return frozen.product(values)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return ctx.frozen.back(gradient).to(ctx.given), None
+
+
+class Thin:
+    """The first half of adapters that are given the same input: their thin products, made as one.
+
+    Dropout is drawn once for all of them. A byte of chance decides on each value, so that its share
+    is rounded to a 256th.
+    """
+
+    def __init__(self, machine: Hardware) -> None:
+        self.layers: list[Any] = []
+        self.dtypes = machine.computed, machine.precision
+        self.given: Tensor | None = None
+        self.made: list[Tensor] = []
+
+    def __call__(self, layer: Any, values: Tensor) -> Tensor:
+        """(..., in) -> (rows, rank), scaled."""
+        if self.given is not values:
+            self.given, self.made = values, self._make(values)
+        made = self.made[self.layers.index(layer)]
+        if layer is self.layers[-1]:
+            self.given, self.made = None, []  # nothing of a step outlives it
+        return made
+
+    def _make(self, values: Tensor) -> list[Tensor]:
+        first = self.layers[0]
+        share = getattr(first.lora_dropout["default"], "p", 0.0) if first.training else 0.0
+        dropped, kept = round(share * 256), None
+        if dropped:
+            chance = torch.empty(-(-values.numel() // 8), dtype=torch.int64).random_(-(2**63), None)
+            signed = chance.view(torch.int8)[: values.numel()].view(-1, values.shape[-1])
+            kept = signed >= dropped - 128
+        scaling = first.scaling["default"] / (1 - dropped / 256)
+        downs = [layer.lora_A["default"].weight for layer in self.layers]
+        made: Tensor = _Thin.apply(values, kept, scaling, *self.dtypes, *downs)  # type: ignore[no-untyped-call]
+        return list(torch.split(made, [len(down) for down in downs], dim=1))
+
+
+class _Thin(torch.autograd.Function):
+    """scaling A (x where kept), of several A; the input is kept for the way back, in the dtype `held`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        values: Tensor,
+        kept: Tensor | None,
+        scaling: float,
+        dtype: torch.dtype,
+        held: torch.dtype,
+        *downs: Tensor,
+    ) -> Tensor:
+        rows = values.reshape(-1, values.shape[-1]).to(dtype)
+        ctx.save_for_backward(rows.to(held), kept, *downs)
+        ctx.scaling, ctx.given, ctx.dtype = scaling, (values.shape, values.dtype), dtype
+        seen = rows if kept is None else rows * kept
+        return (seen @ torch.cat(downs).to(dtype).t()).mul_(scaling)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+        rows, kept, *downs = ctx.saved_tensors
+        rows = rows.to(ctx.dtype)
+        shape, given = ctx.given
+        back = gradient * ctx.scaling
+        seen = rows if kept is None else rows * kept
+        each = torch.split((back.t() @ seen).float(), [len(down) for down in downs])
+        into = None
+        if ctx.needs_input_grad[0]:
+            into = back @ torch.cat(downs).to(rows.dtype)
+            into = (into if kept is None else into.mul_(kept)).view(shape).to(given)
+        return into, None, None, None, None, *each
+
+
+class Adapted(Frozen):
+    """The forward of a linear layer with a LoRA adapter beside it."""
+
+    def __init__(self, layer: Any, thin: Thin) -> None:
+        super().__init__(layer.base_layer, thin.dtypes[0])
+        self.layer = layer
+        self.thin = thin
+        thin.layers.append(layer)
+
+    def __call__(self, values: Tensor, *_: Any, **__: Any) -> Tensor:
+        """(..., in) -> (..., out)."""
+        if self.layer.disable_adapters or self.layer.merged:
+            return super().__call__(values)
+        up = self.layer.lora_B["default"].weight
+        thin = self.thin(self.layer, values)
+        made: Tensor = _AdaptedProduct.apply(values, thin, up, self)  # type: ignore[no-untyped-call]
+        return made
+
+
+class _AdaptedProduct(torch.autograd.Function):
+    """W x + B thin: the input is not kept."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, thin: Tensor, up: Tensor, adapted: Adapted) -> Tensor:
+        ctx.save_for_backward(thin, up)
+        ctx.adapted, ctx.given = adapted, values.dtype
+        made = adapted.product(values)
+        made.view(-1, made.shape[-1]).addmm_(thin, up.to(adapted.dtype).t())
+        return made
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+        thin, up = ctx.saved_tensors
+        into = ctx.adapted.back(gradient).to(ctx.given) if ctx.needs_input_grad[0] else None
+        rows = gradient.reshape(-1, gradient.shape[-1])
+        return into, rows @ up.to(rows.dtype), (rows.t() @ thin).float(), None
