@@ -8,7 +8,7 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -128,6 +128,7 @@ class Load:
     num_watchers: int
     rate: float
     seconds: float
+    at_end: Callable[[], None] = lambda: None  # called when the last request is answered
     watchers: list[list[Watcher]] = field(default_factory=list)  # of each, its connections
     answers: list[tuple[str, float, str]] = field(default_factory=list)  # address, seconds, wrong
     late: list[float] = field(default_factory=list)  # seconds by which this process came too late
@@ -148,6 +149,7 @@ class Load:
             await self._ask_all(tasks)
             ticking.cancel()
             self.busy = (time.process_time() - worked) / (time.monotonic() - began)
+            self.at_end()
             for address in self.ends:
                 status, text = await self._request("POST", address)
                 assert status == "200", text

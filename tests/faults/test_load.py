@@ -57,11 +57,16 @@ def test_many_watch_and_many_ask_while_a_run_trains(
         rate=rate,
         seconds=seconds,
     )
-    used = {name: _worked(plant, name) for name in plant.running}
+    before = {name: _worked(plant, name) for name in plant.running}
     began = time.monotonic()
+    used: dict[str, float] = {}
+
+    def count() -> None:
+        lasted = time.monotonic() - began
+        used.update({name: (_worked(plant, name) - before[name]) / lasted for name in before})
+
+    load.at_end = count
     asyncio.run(load.run())
-    lasted = time.monotonic() - began
-    used = {name: (_worked(plant, name) - before) / lasted for name, before in used.items()}
     reaches(training.id, "cancelled")
 
     _tell(load, used)
@@ -182,6 +187,10 @@ def _tell(load: Load, used: dict[str, float]) -> None:
     print()
     for address, found in sorted(by_address.items()):
         print(_line(address, found))
+    tenth = len(load.answers) // 10  # in the order of their answers
+    for place in range(10):
+        part = load.answers[place * tenth : (place + 1) * tenth]
+        print(_line(f"Requests, tenth {place + 1} of the time", [took for _, took, _ in part]))
     print(_line("All requests", [took for _, took, _ in load.answers]))
     print(_line("This process came late by", load.late))
     shares = {name: f"{share:.2f}" for name, share in (used | {"load": load.busy}).items()}
