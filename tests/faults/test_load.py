@@ -46,8 +46,10 @@ def test_many_watch_and_many_ask_while_a_run_trains(
     plant.environment |= {"STUDIO_CHECKPOINT_SECONDS": "60", "STUDIO_LEASE_SECONDS": "30"}
     plant.start("web")
     plant.start(worker)
-    plant.web().close()
     until(lambda: small.now(training.id).step >= 1)
+    web = plant.web()  # one that has just begun still has its templates to read
+    assert {web.get(address).status_code for address in _addresses(training)} == {200}
+    web.close()
     load = Load(
         Target(plant.port, storage.token()),
         stream=f"/experiments/{training.experiment_id}/events",
