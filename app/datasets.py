@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from functools import cache
 from hashlib import blake2b, sha256
 from itertools import islice
@@ -209,15 +209,16 @@ def all(db: Session) -> list[Dataset]:
     return list(db.scalars(query.order_by(Dataset.created_at.desc(), Dataset.id)))
 
 
-def _read(dataset: Dataset) -> Iterator[Example]:
+def _read(dataset: Dataset, places: Container[int] | None = None) -> Iterator[Example]:
     with files.dataset(dataset.id).open("rb") as file:
-        for line in file:
-            yield Example(**json.loads(line))
+        for place, line in enumerate(file):
+            if places is None or place in places:
+                yield Example(**json.loads(line))
 
 
-def rows(dataset: Dataset) -> list[Example]:
-    """Every example, in the order of the file; a split's numbers are places in this list."""
-    return list(_read(dataset))
+def rows(dataset: Dataset, places: Container[int] | None = None) -> list[Example]:
+    """Every example, or those in these places, as the file has them; a split's numbers are places."""
+    return list(_read(dataset, places))
 
 
 def preview(dataset: Dataset, limit: int = 20) -> list[Example]:

@@ -110,9 +110,18 @@ def _row(run: Any, metric: str) -> Row:
     )
 
 
+_majorities: dict[str, float] = {}  # by experiment: neither its dataset nor its split changes
+
+
 def _majority(experiment: Experiment) -> float | None:
     if experiment.task != "classification":
         return None
+    if experiment.id not in _majorities:
+        _majorities[experiment.id] = _share_of_commonest(experiment)
+    return _majorities[experiment.id]
+
+
+def _share_of_commonest(experiment: Experiment) -> float:
     rows = datasets.rows(experiment.dataset)
     outputs = [rows[index].output for index in experiment.split["train"]]
     commonest = max(sorted(set(outputs)), key=outputs.count)
@@ -131,7 +140,8 @@ def answers(
     given = {
         (answer.owner, answer.row): (answer.text, answer.score) for answer in db.scalars(query)
     }
-    rows = datasets.rows(experiment.dataset)
+    shown = datasets.rows(experiment.dataset, set(page))  # a split is in ascending order
+    rows = dict(zip(page, shown, strict=True))
     return [
         Example(
             index,

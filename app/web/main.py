@@ -16,7 +16,7 @@ from app.web.security import Guard
 
 
 def create_app() -> FastAPI:
-    """The studio's web application; it holds no state but the bells that wake its streams."""
+    """The studio's web application; it holds no state but its open streams and what wakes them."""
     app = FastAPI(
         title="Tuning Studio",
         openapi_url="/api/openapi.json",

@@ -6,23 +6,20 @@ No database session is held while a stream waits: it looks, in a thread, and wai
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from fastapi import FastAPI
-from fastapi.sse import ServerSentEvent
+from fastapi.sse import KEEPALIVE_COMMENT, ServerSentEvent
 from starlette.concurrency import run_in_threadpool
 
-from app import completions, database, experiments, points, queue, runs
-from app.comparison import figures
+from app import completions, database, queue
 from app.errors import NotFound
-from app.tables import Experiment, Point
-from app.web import formats, panels
+from app.web import formats, looks
 
-PAGE = 5000  # points in one event
-BREATH_SECONDS = 0.1  # between two looks that found something: at most ten events a second
+BREATH_SECONDS = 0.1  # between two looks: at most ten events a second
+PING_SECONDS = 15.0  # a stream that has nothing to say shows that it is there
 LIFETIME_SECONDS = 600.0  # then the browser connects again, and nobody streams for ever
 
 
@@ -44,101 +41,125 @@ def parse(vector: str) -> dict[str, int]:
     return seen
 
 
-@dataclass
 class Reader:
     """What one browser has been told of an experiment, and so what is news to it."""
 
-    experiment_id: str
-    seen: dict[str, int] = field(default_factory=dict)
-    rewinds: dict[str, int] = field(default_factory=dict)  # of each run, how many were told
-    panels: dict[str, dict[str, str]] = field(default_factory=dict)
-    base_loss: float | None = None
-    done: bool = False
+    def __init__(self, experiment_id: str, seen: Mapping[str, int] | None = None) -> None:
+        self.experiment_id = experiment_id
+        self.told = looks.Told(seen=tuple((seen or {}).items()))
+        self.last: looks.Look | None = None  # that it was told, unless there is more to read
+        self.done = False
 
     def look(self) -> tuple[list[ServerSentEvent], bool]:
-        """The events of what is new, and whether there is more to read at once."""
-        with database.reading() as db:
-            try:
-                experiment = experiments.get(db, self.experiment_id)
-                self.seen = {run.id: self.seen.get(run.id, 0) for run in experiment.runs}
-                # Points before runs: whoever sees a rewind in the runs then knows that these
-                # points may be from before it. The other way round it would be missed.
-                found = points.since(db, self.seen, PAGE)
-                experiment = experiments.get(db, self.experiment_id)
-                shown = panels.all_of(db, experiment)
-                base = figures.baseline(db, experiment)
-            except NotFound:
-                self.done = True
-                return [self._event("done", {})], False
-        events = [*self._rewinds(experiment), *self._points(experiment, found)]
-        if len(found) == PAGE:
-            return events, True
-        events += self._news(shown, base.validation_loss if base else None)
-        if all(run.state in runs.FINAL for run in experiment.runs):
-            self.done = True
-            events.append(self._event("done", {}))
-        return events, False
+        """Look for this browser alone."""
+        news = self.hear(looks.take(self.experiment_id, [dict(self.told.seen)]))
+        return news.events, news.more
 
-    def _rewinds(self, experiment: Experiment) -> list[ServerSentEvent]:
-        events = []
-        for run in experiment.runs:
-            step = points.rewound_to(run, self.seen[run.id]) if run.id in self.seen else None
-            if step is not None and self.rewinds.get(run.id) != len(run.rewinds):
-                events.append(self._event("rewind", {"run": run.id, "step": step}))
-            self.rewinds[run.id] = len(run.rewinds)
-        return events
-
-    def _points(self, experiment: Experiment, found: list[Point]) -> list[ServerSentEvent]:
-        gone = {run.id: run.rewinds for run in experiment.runs}
-        told = [point for point in found if not _is_gone(point, gone.get(point.run_id, []))]
-        if not told:
-            return []
-        self.seen |= {point.run_id: point.number for point in told}  # in order within each run
-        return [self._event("points", [_plain(point) for point in told])]
-
-    def _news(self, shown: list[dict[str, str]], loss: float | None) -> list[ServerSentEvent]:
-        events = []
-        if loss is not None and loss != self.base_loss:
-            self.base_loss = loss
-            events.append(self._event("base", {"validation_loss": loss}))
-        changed = [panel for panel in shown if self.panels.get(panel["id"]) != panel]
-        if changed:
-            self.panels |= {panel["id"]: panel for panel in changed}
-            events.append(self._event("runs", changed))
-        return events
-
-    def _event(self, name: str, data: Any) -> ServerSentEvent:
-        vector = ",".join(f"{run_id}:{number}" for run_id, number in self.seen.items())
-        # Written here, in the thread: FastAPI's own way takes seconds for many points.
-        return ServerSentEvent(
-            event=name, id=vector, raw_data=json.dumps(data, separators=(",", ":"))
-        )
+    def hear(self, look: looks.Look) -> looks.News:
+        """The events of what is new."""
+        news = look.news(self.told)
+        self.told, self.done = news.told, news.done
+        self.last = None if news.more else look
+        return news
 
 
-def _is_gone(point: Point, rewinds: list[list[int]]) -> bool:
-    return any(point.number <= last and point.step > step for last, step in rewinds)
+class Watch:
+    """Looks at an experiment for all who follow it: once for all that wait at that moment."""
+
+    def __init__(self, app: FastAPI, experiment_id: str) -> None:
+        self.experiment_id = experiment_id
+        self.followers = 0
+        self.newest: looks.Look | None = None
+        self.waiting: list[tuple[looks.Told, asyncio.Future[looks.Look | None]]] = []
+        self.called = asyncio.Event()  # somebody waits who does not know the newest look
+        self.bells, self.end = getattr(app.state, "bells", None) or queue.Bells(), closing(app)
+        self.task = asyncio.create_task(self._run())
+
+    async def next(self, reader: Reader) -> looks.Look | None:
+        """A look that begins from now on, as soon as there may be news; None: the studio closes."""
+        if self.end.is_set() or self.task.done():
+            return None
+        if reader.last is None or reader.last is not self.newest:
+            self.called.set()
+        answer: asyncio.Future[looks.Look | None] = asyncio.get_running_loop().create_future()
+        self.waiting.append((reader.told, answer))
+        return await answer
+
+    async def _run(self) -> None:
+        rested = 0.0
+        try:
+            with self.bells.at(self.experiment_id) as bell:
+                while not self.end.is_set():
+                    if not self.called.is_set():
+                        await _first(self.bells.wait(bell), self.called.wait(), self.end.wait())
+                    await asyncio.sleep(rested - time.monotonic())
+                    bell.clear()
+                    self.called.clear()
+                    await self._answer()
+                    rested = time.monotonic() + BREATH_SECONDS
+        finally:
+            for _, answer in self.waiting:
+                _settle(answer, None)
+
+    async def _answer(self) -> None:
+        asked, self.waiting = self.waiting, []
+        seen = [dict(one) for one in {told.seen for told, _ in asked}]
+        try:
+            look = await run_in_threadpool(looks.take, self.experiment_id, seen)
+        except Exception as error:  # the database is away: those streams break, and come back
+            for _, answer in asked:
+                _settle(answer, error)
+            return
+        self.newest = look
+        for _, answer in asked:
+            _settle(answer, look)
+        if self.waiting:  # who came while this looked may have missed what it found
+            self.called.set()
 
 
-def _plain(point: Point) -> dict[str, Any]:
-    return {
-        "run": point.run_id,
-        "number": point.number,
-        "kind": point.kind,
-        "step": point.step,
-        "epoch": round(point.epoch, 4),
-        "loss": point.loss,
-        "seconds": round(point.seconds, 3),
-        "tokens": point.tokens,
-    }
+def _settle(answer: asyncio.Future[Any], found: Any) -> None:
+    if answer.done():  # its browser has gone
+        return
+    if isinstance(found, Exception):
+        answer.set_exception(found)
+    else:
+        answer.set_result(found)
+
+
+@contextmanager
+def _watching(app: FastAPI, experiment_id: str) -> Iterator[Watch]:
+    """The one watch of the experiment; it ends with its last follower."""
+    if not hasattr(app.state, "watches"):
+        app.state.watches = {}
+    watches: dict[str, Watch] = app.state.watches
+    watch = watches.get(experiment_id) or watches.setdefault(
+        experiment_id, Watch(app, experiment_id)
+    )
+    watch.followers += 1
+    try:
+        yield watch
+    finally:
+        watch.followers -= 1
+        if not watch.followers:
+            watch.task.cancel()
+            del watches[experiment_id]
 
 
 async def follow_experiment(
     app: FastAPI, experiment_id: str, seen: Mapping[str, int]
-) -> AsyncIterator[ServerSentEvent]:
+) -> AsyncIterator[bytes]:
     """Events `rewind`, `points`, `base`, `runs` and at last `done`, from what was seen on."""
-    reader = Reader(experiment_id, dict(seen))
-    async for event in _follow(app, experiment_id, reader.look, lambda: reader.done):
-        yield event
+    reader = Reader(experiment_id, seen)
+    started = told = time.monotonic()
+    with _watching(app, experiment_id) as watch:
+        while not reader.done and time.monotonic() - started < LIFETIME_SECONDS:
+            look = await watch.next(reader)
+            if look is None:
+                return
+            text = reader.hear(look).text
+            if text or time.monotonic() - told > PING_SECONDS:
+                told = time.monotonic()
+                yield text or KEEPALIVE_COMMENT
 
 
 async def follow_ask(app: FastAPI, ask_id: str) -> AsyncIterator[bytes]:

@@ -1,11 +1,9 @@
 """Pages of experiments: the list, the form for a new one, and the one page that lives."""
 
-from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Query, Request
 from fastapi.responses import Response, StreamingResponse
-from fastapi.sse import EventSourceResponse, ServerSentEvent
 from starlette.datastructures import FormData
 
 from app import base_models, database, datasets, experiments, trash
@@ -133,17 +131,18 @@ def points_csv(experiment_id: Known) -> Response:
     return StreamingResponse(curves.as_csv(experiment_id), media_type="text/csv", headers=name)
 
 
-@router.get("/{experiment_id}/events", response_class=EventSourceResponse)
-async def events(
+@router.get("/{experiment_id}/events")
+def events(
     request: Request,
     experiment_id: Known,
     after: str = "",
     last_event_id: Annotated[str, Header()] = "",
-) -> AsyncIterator[ServerSentEvent]:
+) -> Response:
     """What is new, as it comes; from where the browser left off."""
     seen = streams.parse(last_event_id or after)
-    async for event in streams.follow_experiment(request.app, experiment_id, seen):
-        yield event
+    following = streams.follow_experiment(request.app, experiment_id, seen)
+    headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # no proxy may hold it back
+    return StreamingResponse(following, media_type="text/event-stream", headers=headers)
 
 
 @router.post("/{experiment_id}/delete")
