@@ -66,3 +66,9 @@ def ended_by(code: int) -> str:
         killed = " (often: the machine ran out of memory)" if name == "SIGKILL" else ""
         return f"was ended by signal {name}{killed}"
     return f"ended with exit code {code}"
+
+
+def memory_kills() -> int:
+    """How many processes the kernel has killed since the machine started, for want of memory."""
+    with open("/proc/vmstat") as lines:
+        return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)

@@ -39,7 +39,8 @@ class State:
     seconds: float = 0.0  # of training alone
     tokens: int = 0
     skipped: int = 0  # steps in a row that were not applied
-    NUMBERS = ("step", "looked", "best_loss", "best_step", "seconds", "tokens", "skipped")
+    stale: int = 0  # looks in a row at the validation loss that were not better
+    NUMBERS = ("step", "looked", "best_loss", "best_step", "seconds", "tokens", "skipped", "stale")
 
     def numbers(self) -> dict[str, Any]:
         """The position, fit for JSON."""
@@ -75,7 +76,7 @@ class State:
                 if (moment := tensors.get(f"{kind}.{name}")) is not None:
                     self.optimizer.state[value][kind] = distributed.part(moment, value)
         for name in self.NUMBERS:
-            setattr(self, name, numbers[name])
+            setattr(self, name, numbers.get(name, 0) if name == "stale" else numbers[name])
 
 
 class Found(NamedTuple):

@@ -9,11 +9,13 @@ from typing import Any
 
 from app import database, files, points, registry, runs, space, storage
 from app.crashpoints import crashpoint
+from app.errors import StudioError
 from app.points import Measured
 from app.settings import settings
 from app.tables import Checkpoint
 from worker import backbones, checkpoints, distributed, sharing
 from worker.job import Job
+from worker.signs import Divergence
 from worker.train import Tick
 from worker.watch import Stopped
 
@@ -109,6 +111,8 @@ class Recorder:
         self.kept = state.numbers()  # what can be gone on from without another checkpoint
         self.outbox = sharing.Outbox(job)
         self.for_all = self._rows()[:1]  # the newest checkpoint that other machines can have too
+        before = database.lasting(lambda db: points.curve(db, job.run.id))
+        self.divergence = Divergence(point.loss for point in before if point.kind == "train")
 
     def follow(self, going: Any) -> None:
         """Until the result is kept. Raises Stopped, with everything saved, or LostClaim."""
@@ -122,6 +126,9 @@ class Recorder:
             if stop.why != "cancelling":
                 self.checkpoint()
                 self.outbox.send()
+            raise
+        except StudioError:
+            self._record()  # up to the step at which training gave up
             raise
         self.checkpoint()
         self._keep_result()
@@ -140,6 +147,13 @@ class Recorder:
     def _keep_result(self) -> None:
         """After the last step: save what the run leaves, and see that every machine can have it."""
         run, best = self.job.run, storage.tuned_model_folder(self.job.run.id)
+        if self.state.stale and self.state.step < (run.num_steps or 0):
+            self.job.tell(
+                f"Training ended early at step {self.state.step} of {run.num_steps}: the validation loss "
+                f"has not improved for {self.state.stale} looks. The best state is that of step "
+                f"{self.state.best_step}."
+            )
+            self.job.store(num_steps=self.state.step)
         last = storage.last_model_folder(run.id)
         save(self.job, self.model, self.state, last)
         if not self.state.best_step:  # no validation loss was a number: the last is all there is
@@ -150,6 +164,12 @@ class Recorder:
 
     def _take(self, point: Measured) -> None:
         self.waiting.append(point)
+        if point.kind == "train" and self.divergence.shows(point.loss):
+            self.job.tell(
+                f"At step {point.step} the smoothed loss has stayed above twice its least value for some "
+                "time: this run diverges. What was best is kept. Try a lower learning rate.",
+                "warning",
+            )
         if point.kind == "validation" and self.state.best_step == point.step > 0:
             best = storage.tuned_model_folder(self.job.run.id)
             save(self.job, self.model, self.state, best)

@@ -10,16 +10,18 @@ from typing import Any
 
 import torch
 
-from app import database, files, methods, processes, runs, space, storage, workers
-from app.errors import LostClaim, StudioError
+from app import database, files, methods, processes, runs, storage, workers
+from app.errors import LostClaim
 from app.tables import Run
 from worker import (
     backbones,
     checkpoints,
     distributed,
+    failures,
     hardware,
     launch,
     pace,
+    relief,
     scoring,
     sharing,
     train,
@@ -31,8 +33,6 @@ from worker.material import gather
 from worker.recorder import Recorder, resume
 from worker.watch import Stopped, Watch
 
-LITTLE = 2**20  # bytes that may have been asked for when a write of unknown size found no room
-
 log = logging.getLogger(__name__)
 
 
@@ -42,7 +42,7 @@ def tune(run: Run, watch: Watch, group: Group = ALONE) -> None:
     Of processes that share the run all train, and then the first one scores.
     """
     method = methods.get(run.method)
-    params = method.schema.model_validate(run.params)
+    params = relief.params(run)
     sharing.fetch_material(run, watch)
     machine = group.agreed(hardware.find(group.size))
     machine, change = like_before(machine, run.figures, group.size)
@@ -76,11 +76,14 @@ def _describe(job: Job) -> None:
         "threads": machine.threads,
         "token_budget": machine.token_budget,
         "train_rows": len(material.train),
+        "longest_tokens": job.method.virtual_tokens(job.params)
+        + max(len(row.prompt_ids) + len(row.answer_ids) for row in material.train),
         "cut_rows": material.num_cut,
         "num_virtual_tokens": job.method.virtual_tokens(job.params),
     }
     per_epoch = pace.steps_per_epoch(len(material.train), job.params)
-    job.store(phase="loading", num_steps=per_epoch * job.params.num_epochs, figures=job.run.figures)
+    job.run.num_steps = per_epoch * job.params.num_epochs
+    job.store(phase="loading", num_steps=job.run.num_steps, figures=job.run.figures)
     if material.num_cut:
         total = len(material.train) + len(material.validation) + len(material.test)
         job.tell(
@@ -143,19 +146,6 @@ def _figures(job: Job) -> dict[str, Any]:
     }
 
 
-def _failure(error: BaseException) -> str:
-    """What went wrong, in words."""
-    if isinstance(error, StudioError):
-        return error.message
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate" in str(error):
-        return (
-            "The machine has not enough memory for this run. What was saved is kept. Choose a "
-            "smaller batch size (with more accumulate steps the result stays the same), a shorter "
-            "maximum length, activation checkpointing, or QLoRA."
-        )
-    return f"The run stopped on an unexpected error: {type(error).__name__}: {error}"
-
-
 def work(run_id: str, attempt: int, group: Group = ALONE) -> int:
     """Do the run, and see that it ends in a state that says what happened; the exit code.
 
@@ -187,17 +177,9 @@ def _ended(run_id: str, attempt: int, watch: Watch, group: Group = ALONE) -> int
         log.exception("Run %s failed.", run_id)
         if group.size > 1 and distributed.is_loss_of_others(error):
             return launch.LOST
-        _let_go(run_id, attempt, error)
+        failures.let_go(run_id, attempt, error)
         return 1
     return 0
-
-
-def _let_go(run_id: str, attempt: int, error: Exception) -> None:
-    """The run waits if the disk is full, else it has failed."""
-    if space.is_full(error):
-        database.lasting(lambda db: space.wait(db, run_id, attempt, error, LITTLE))
-    else:
-        database.lasting(lambda db: runs.fail(db, run_id, attempt, _failure(error)))
 
 
 def _work_on_devices(run_id: str, attempt: int) -> int:

@@ -86,7 +86,7 @@ def train(
     while True:
         if state.step in look_after and state.looked < state.step:
             yield from _look(run)
-        if state.step >= run.total:
+        if state.step >= run.total or run.is_stale:
             return
         yield from _step(run)
         if state.skipped >= PATIENCE:
@@ -113,6 +113,11 @@ class _Run(NamedTuple):
     @property
     def total(self) -> int:
         return self.per_epoch * self.params.num_epochs
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether the validation loss has not improved for as many looks as were to be waited."""
+        return 0 < self.params.patience <= self.state.stale
 
 
 def _step(run: _Run) -> Iterator[Measured | Tick]:
@@ -200,7 +205,9 @@ def _look(run: _Run) -> Iterator[Measured | Tick]:
     state.looked = state.step
     known = math.isfinite(loss)
     if known and state.step and (state.best_loss is None or loss < state.best_loss):
-        state.best_loss, state.best_step = loss, state.step
+        state.best_loss, state.best_step, state.stale = loss, state.step, 0
+    elif state.step:
+        state.stale += 1
     yield Measured(
         kind="validation",
         step=state.step,
@@ -218,12 +225,13 @@ def _look(run: _Run) -> Iterator[Measured | Tick]:
 def _no_number(run: _Run, usual: tuple[float, float]) -> str:
     """Why training gave up, and what to do."""
     chosen = run.params.learning_rate
-    advice = (
-        f"The learning rate of {chosen:g} is above what usually works ({usual[0]:g} to {usual[1]:g}): choose a lower one."
+    likely = (
+        f"a learning rate of {chosen:g}, above what usually works ({usual[0]:g} to {usual[1]:g})"
         if chosen > usual[1]
-        else f"Try a learning rate lower than {chosen:g} and look for unusual examples."
+        else f"unusual examples, or a learning rate too high for this model ({chosen:g})"
     )
     return (
-        f"Training stopped at step {run.state.step} of {run.total}: the loss or its gradient was no "
-        f"number {PATIENCE} times in a row. {advice} What was measured and saved before is kept."
+        f"Training stopped at step {run.state.step} of {run.total}: the loss or its gradient was not a "
+        f"number {PATIENCE} times in a row, and none of these steps was applied. Likely causes: {likely}. "
+        "Try again with a lower learning rate."
     )

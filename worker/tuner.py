@@ -15,6 +15,7 @@ from app.capacity import Room, Taken
 from app.errors import LostClaim
 from app.settings import settings
 from app.tables import Run
+from worker import relief
 from worker.keeper import Child, Keeper
 
 SAVE_SECONDS = 27.0  # what a child gets to save when the worker is told to stop
@@ -32,6 +33,7 @@ class Task(NamedTuple):
     attempt: int
     takes: Taken
     begun: float  # monotonic
+    memory_kills: int  # by the kernel, when it began
 
     def left(self) -> Taken:
         """What it takes now; overdue, it counts as ending at any moment."""
@@ -107,7 +109,9 @@ class Tuner(Keeper):
             run.forecast.get("seconds", 0.0) * (1 - run.step / (run.num_steps or 1)),
             capacity.devices(run.params),
         )
-        self.tasks.append(Task(child, run.id, run.attempt, takes, time.monotonic()))
+        self.tasks.append(
+            Task(child, run.id, run.attempt, takes, time.monotonic(), processes.memory_kills())
+        )
         # If the child is gone, the next look reaps it and puts the run back.
         self.tell(child, json.dumps({"run": run.id, "attempt": run.attempt}))
         threading.Thread(target=self._wake_at_end, args=(child,), daemon=True).start()
@@ -127,11 +131,19 @@ class Tuner(Keeper):
             ended = processes.ended(task.child)
             try:  # whatever its exit code: one that ended well has let go of the run itself
                 with database.session() as db:
-                    reason = f"The tuning process {ended}."
-                    claims.put_back(db, task.run_id, task.attempt, reason)
+                    if not (
+                        self._lacked_memory(task) and relief.take(db, task.run_id, task.attempt)
+                    ):
+                        reason = f"The tuning process {ended}."
+                        claims.put_back(db, task.run_id, task.attempt, reason)
             except LostClaim:
                 log.info("Run %s had left its process, which %s.", task.run_id, ended)
             self.tasks.remove(task)
+
+    def _lacked_memory(self, task: Task) -> bool:
+        """Whether the kernel has ended it for want of memory: it was killed, as some process was."""
+        killed = task.child.poll() == -signal.SIGKILL
+        return killed and processes.memory_kills() > task.memory_kills
 
     def let_go(self) -> None:
         """Have the runs saved and handed back; whoever takes too long is ended."""

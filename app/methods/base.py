@@ -46,6 +46,14 @@ class Params(pydantic.BaseModel):
         description="Steps between two looks at the validation loss; 0: ten looks, evenly spread.",
         json_schema_extra={"advanced": True},
     )
+    patience: int = Field(
+        0,
+        ge=0,
+        le=100,
+        title="Patience",
+        description="Looks in a row without a better validation loss after which training ends early; 0: never.",
+        json_schema_extra={"advanced": True},
+    )
     warmup_share: float = Field(
         0.05,
         ge=0,

@@ -1,0 +1,190 @@
+"""When a training goes wrong: too little memory, losses that are no numbers or rise, and when to end early."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sqlalchemy.orm import Session
+
+from app import database, processes, runs
+from app.tables import Run
+from tests.faults import small
+from tests.test_resume import _quick, attempt, check, model, stop, whole  # noqa: F401
+from worker import relief, train
+from worker import run as worker_run
+from worker.hardware import FLOAT32
+from worker.signs import LONG, Divergence
+
+
+def lacking(monkeypatch: pytest.MonkeyPatch, error: Exception, room: int, thrifty: int) -> None:
+    """A machine on which longer rows than `room`, checkpointed `thrifty`, find no memory."""
+    learn = train._learn
+
+    def narrow(run: Any, row: Any, *rest: Any) -> float:
+        most = thrifty if run.params.gradient_checkpointing else room
+        if row.tokens > most:
+            raise error
+        return learn(run, row, *rest)
+
+    monkeypatch.setattr(train, "_learn", narrow)
+
+
+@pytest.fixture(autouse=True)
+def _exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float32, so that other rows change nothing but the order of sums."""
+    real = worker_run.hardware.find
+    monkeypatch.setattr(
+        worker_run.hardware,
+        "find",
+        lambda *given: real(*given)._replace(dtype=FLOAT32, products=FLOAT32),
+    )
+
+
+ERRORS = [
+    torch.OutOfMemoryError("CUDA out of memory"),
+    RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=["gpu", "cpu"])
+def test_a_run_out_of_memory_goes_on_with_half_the_batch_then_with_checkpointing(
+    db: Session,
+    model: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+) -> None:
+    run = small.run(db, small.experiment(db, model), "lora", dropout=0.0, batch_size=8)
+    curve, _ = whole(run)
+    attempt(run.id, {12: stop("ending")})
+    begun = small.now(run.id)
+    lacking(monkeypatch, error, room=0, thrifty=60)
+    budgets = []
+    while small.now(run.id).state == "queued":
+        attempt(run.id)
+        budgets.append(small.now(run.id).figures["token_budget"])
+    found = small.now(run.id)
+    assert found.state == "succeeded", small.said(run.id)
+    assert budgets == sorted(budgets, reverse=True)
+    assert budgets[0] >= found.figures["longest_tokens"] == budgets[-1]
+    assert found.figures["gradient_checkpointing"] is True
+    said = "\n".join(small.said(run.id))
+    assert f"ran out of memory at step {begun.step}" in said
+    assert "half the batch at a time and twice the accumulation" in said
+    assert "the effective batch of 8 examples stays" in said
+    assert "with activation checkpointing" in said
+    for one, other in zip(small.curve(run.id), curve, strict=True):
+        assert one[:2] == other[:2]
+        assert one[2] == pytest.approx(other[2], rel=1e-3)
+    check()
+
+
+def test_where_nothing_helps_the_run_fails_in_words(
+    db: Session,
+    model: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = small.run(db, small.experiment(db, model), "lora")
+    lacking(monkeypatch, MemoryError(), room=0, thrifty=0)
+    while small.now(run.id).state == "queued":
+        attempt(run.id)
+    error = small.now(run.id).error or ""
+    assert error.startswith("The machine has not enough memory for this run, not even")
+    assert error.endswith("no checkpoint had been saved yet.")
+    check()
+
+
+def test_what_the_kernel_ends_for_want_of_memory_goes_on_with_less(
+    db: Session,
+    model: Path,  # noqa: F811
+) -> None:
+    assert processes.memory_kills() >= 0
+    run = small.run(db, small.experiment(db, model), "lora")
+    with database.session() as own:
+        own.get_one(Run, run.id).figures = {"token_budget": 1024, "longest_tokens": 40}
+        own.commit()
+    found = relief.find(small.now(run.id))
+    assert found is not None
+    assert found[0] == {"token_budget": 80}  # four examples at most, now two
+    assert "rows of at most 80 tokens instead of 160" in found[1]
+
+
+def test_steps_that_are_no_numbers_are_not_applied_and_end_the_run_with_its_last_checkpoint(
+    db: Session,
+    model: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = small.run(db, small.experiment(db, model), "lora", learning_rate=0.5)
+    learn = train._learn
+
+    def broken(given: Any, *rest: Any) -> float:
+        return float("nan") if given.state.step >= 5 else learn(given, *rest)
+
+    monkeypatch.setattr(train, "_learn", broken)
+    attempt(run.id)
+    found = small.now(run.id)
+    assert found.state == "failed"
+    error = found.error or ""
+    assert "Training stopped at step 8 of 20" in error
+    assert "3 times in a row, and none of these steps was applied" in error
+    assert "a learning rate of 0.5, above what usually works (5e-05 to 0.002)" in error
+    assert "What was measured before is kept, and the checkpoint of step" in error
+    losses = [point[2] for point in small.curve(run.id) if point[0] == "train"]
+    assert losses[5:] == [None] * 3
+    check()
+
+
+def test_training_ends_early_when_the_validation_loss_gets_no_better(
+    db: Session,
+    model: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given = {"num_epochs": 10, "validation_interval": 2, "patience": 3, "learning_rate": 0.1}
+    run = small.run(db, small.experiment(db, model), "full", **given)
+    attempt(run.id, {30: stop("ending")})  # the count of looks outlives an interruption
+    while small.now(run.id).state == "queued":
+        attempt(run.id)
+    found = small.now(run.id)
+    assert found.state == "succeeded"
+    assert found.step == found.num_steps < 100
+    assert found.best_step == found.step - 6
+    (line,) = [line for line in small.said(run.id) if line.startswith("Training ended early")]
+    assert f"at step {found.step} of 100" in line
+    assert "has not improved for 3 looks" in line
+    assert line.endswith(f"The best state is that of step {found.best_step}.")
+    check()
+
+
+def test_a_run_that_diverges_is_warned_of_once_even_if_it_is_interrupted(
+    db: Session,
+    model: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    learn = train._learn
+
+    def rising(given: Any, *rest: Any) -> float:
+        learn(given, *rest)
+        return 1.0 if given.state.step < 15 else 9.0
+
+    monkeypatch.setattr(train, "_learn", rising)
+    run = small.run(db, small.experiment(db, model), "lora", num_epochs=5)
+    attempt(run.id, {90: stop("ending")})
+    attempt(run.id)
+    with database.reading() as reader:
+        warned = [e for e in runs.history(reader, run.id) if "this run diverges" in e.message]
+    assert [event.level for event in warned] == ["warning"]
+    assert small.now(run.id).state == "succeeded"
+
+
+def test_divergence_is_a_smoothed_loss_above_twice_its_least_for_some_time() -> None:
+    falling = [4.0 * 0.95**step for step in range(200)]
+    assert not any(map(Divergence().shows, falling))
+    noisy = [1.0 + 0.9 * (step % 2) for step in range(200)]
+    assert not any(map(Divergence().shows, noisy))
+    one_peak = [1.0] * 50 + [5.0] + [1.0] * 50
+    assert not any(map(Divergence().shows, one_peak))
+    rising = [1.0] * 30 + [4.0] * 60
+    shown = [Divergence(rising[:step]).told for step in range(len(rising) + 1)]
+    assert shown.index(True) > 30 + LONG
+    watch = Divergence()
+    assert sum(map(watch.shows, [*rising, None, *rising])) == 1
