@@ -7,11 +7,12 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from fastapi.sse import ServerSentEvent, format_sse_event
+from sqlalchemy import Row
 
 from app import database, experiments, points, runs
 from app.comparison import figures
 from app.errors import NotFound
-from app.tables import Point, Run
+from app.tables import Run
 from app.web import panels
 
 PAGE = 5000  # points in one look
@@ -49,7 +50,7 @@ class Look:
     """An experiment at one moment, with the points above the numbers that were asked for."""
 
     runs: list[Run]
-    points: list[tuple[Point, str]]  # with its JSON, written where nobody waits for it
+    points: list[tuple[Row[Any], str]]  # with its JSON, written where nobody waits for it
     panels: list[tuple[str, str]]  # run, JSON
     base_loss: float | None
     gone: bool = False  # there is no such experiment any more
@@ -142,11 +143,11 @@ def _json(data: Any) -> str:
     return json.dumps(data, separators=(",", ":"))
 
 
-def _is_gone(point: Point, rewinds: list[list[int]]) -> bool:
+def _is_gone(point: Row[Any], rewinds: list[list[int]]) -> bool:
     return any(point.number <= last and point.step > step for last, step in rewinds)
 
 
-def _plain(point: Point) -> dict[str, Any]:
+def _plain(point: Row[Any]) -> dict[str, Any]:
     return {
         "run": point.run_id,
         "number": point.number,

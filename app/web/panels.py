@@ -1,11 +1,12 @@
 """What a run's panel says, in words: for the page and for the stream that keeps it current."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from sqlalchemy.orm import Session
 
 from app import methods, points
-from app.tables import Experiment, Point, Run
+from app.tables import Experiment, Run
 from app.web import formats
 
 TAIL = 24  # newest points that speed and time left are told from
@@ -55,13 +56,13 @@ def one_of(db: Session, run: Run) -> dict[str, str]:
 
 
 def _panels(db: Session, shown: Sequence[Run]) -> list[dict[str, str]]:
-    tails: dict[str, list[Point]] = {run.id: [] for run in shown}
+    tails: dict[str, list[Any]] = {run.id: [] for run in shown}
     for point in points.since(db, {run.id: max(0, run.last_number - TAIL) for run in shown}):
         tails[point.run_id].append(point)
     return [panel(run, tails[run.id]) for run in shown]
 
 
-def panel(run: Run, tail: Sequence[Point]) -> dict[str, str]:
+def panel(run: Run, tail: Sequence[Any]) -> dict[str, str]:
     """Every changing text of the panel. `tail`: the run's newest points, oldest first."""
     done = run.step / run.num_steps if run.num_steps else 0.0
     trained = [point for point in tail if point.kind == "train"]
@@ -99,7 +100,7 @@ def _best(run: Run) -> str:
     return f"{formats.figure(run.best_loss)}{at}"
 
 
-def time_left(run: Run, trained: Sequence[Point]) -> str:
+def time_left(run: Run, trained: Sequence[Any]) -> str:
     """How long training goes on: a range between the pace of late and the pace of all.
 
     Scoring comes after that and is not in it.
