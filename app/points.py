@@ -11,6 +11,8 @@ from app import queue, runs
 from app.crashpoints import crashpoint
 from app.tables import Point, Run
 
+Stored = Row[Any]  # a point's columns
+
 
 class Measured(NamedTuple):
     """One measurement: kind is train or validation. Loss: nats per target token."""
@@ -102,10 +104,10 @@ def rewound_to(run: Run, number: int) -> int | None:
     return min(steps, default=None)
 
 
-def since(db: Session, seen: Mapping[str, int], limit: int = 5000) -> list[Row[Any]]:
+def since(db: Session, seen: Mapping[str, int], limit: int = 5000) -> list[Stored]:
     """Points of these runs with numbers above those seen, each run's in order.
 
-    Plain rows with a point's columns: many who follow a run ask for many of them.
+    Without objects of their own: many who follow a run ask for many of them.
     """
     if not seen:
         return []

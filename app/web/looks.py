@@ -7,7 +7,6 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from fastapi.sse import ServerSentEvent, format_sse_event
-from sqlalchemy import Row
 
 from app import database, experiments, points, runs
 from app.comparison import figures
@@ -50,7 +49,7 @@ class Look:
     """An experiment at one moment, with the points above the numbers that were asked for."""
 
     runs: list[Run]
-    points: list[tuple[Row[Any], str]]  # with its JSON, written where nobody waits for it
+    points: list[tuple[points.Stored, str]]  # with its JSON, written where nobody waits for it
     panels: list[tuple[str, str]]  # run, JSON
     base_loss: float | None
     gone: bool = False  # there is no such experiment any more
@@ -143,11 +142,11 @@ def _json(data: Any) -> str:
     return json.dumps(data, separators=(",", ":"))
 
 
-def _is_gone(point: Row[Any], rewinds: list[list[int]]) -> bool:
+def _is_gone(point: points.Stored, rewinds: list[list[int]]) -> bool:
     return any(point.number <= last and point.step > step for last, step in rewinds)
 
 
-def _plain(point: Row[Any]) -> dict[str, Any]:
+def _plain(point: points.Stored) -> dict[str, Any]:
     return {
         "run": point.run_id,
         "number": point.number,
