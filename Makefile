@@ -43,8 +43,9 @@ $(STAMPS)/bench: requirements.lock pyproject.toml
 	@mkdir -p $(STAMPS)
 	@test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
 	@echo "Installing the peers and the locked dependencies (the first time this takes some minutes) ..."
-	@.venv-bench/bin/python -m pip install --disable-pip-version-check -q -c requirements.lock \
-	  -r requirements.lock -e '.[bench]'
+	@.venv-bench/bin/python -m pip install --disable-pip-version-check -q -r requirements.lock
+	@.venv-bench/bin/python -m pip install --disable-pip-version-check -q --no-build-isolation \
+	  -c requirements.lock -e '.[bench]'
 	@touch $@
 
 bench: $(STAMPS)/bench ## Compare with TRL + PEFT: speed, memory, losses (90 minutes; CASE=banking77/lora for one)

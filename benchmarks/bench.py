@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from app.base_models import DEFAULT
-from benchmarks import cases, growth, peer, report
+from benchmarks import cases, growth, peer, report, runs
 from benchmarks.cases import Case, Job
 from worker import convert, fetch, prepare
 
@@ -119,7 +119,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=report.LATEST)
     chosen = parser.parse_args()
     pattern = chosen.case
-    if not pattern.startswith(PARTS) and not peer.installed():
+    if pattern not in PARTS and not peer.installed():
         raise SystemExit("The peers are not installed in this environment: use `make bench`.")
     wanted = [] if pattern in PARTS else cases.chosen(pattern)
     model = base_model(chosen.folder)
@@ -132,9 +132,8 @@ def main() -> None:
             failed.append(f"{case.name}: {reason}")
             say(failed[-1])
     if pattern in ("", "runs"):
-        from benchmarks import runs
-
-        report.merge(chosen.out, "forecasts", runs.measure(model, chosen.data, chosen.out, say))
+        for part, entries in runs.measure(model, chosen.data, say).items():
+            report.merge(chosen.out, part, entries)
     if pattern in ("", "growth"):
         report.merge(chosen.out, "growth", growth.measure(model, chosen.folder, measured, say))
     print(report.tables(report.read(chosen.out)))

@@ -21,12 +21,12 @@ class Product(NamedTuple):
     rows: int
     inner: int
     columns: int
-    count: int
+    times: int
 
     @property
     def operations(self) -> int:
         """Multiplications and additions."""
-        return 2 * self.rows * self.inner * self.columns * self.count
+        return 2 * self.rows * self.inner * self.columns * self.times
 
 
 class Work(NamedTuple):
@@ -87,12 +87,12 @@ def measured_rate(wanted: Sequence[Product], machine: Hardware) -> float:
     for product in wanted:
         left = torch.randn(product.rows, product.inner, dtype=machine.precision)
         right = torch.randn(product.columns, product.inner, dtype=machine.precision).t()
-        times = []
+        took = []
         for _ in range(4):  # the first one warms up
             began = time.perf_counter()
             torch.matmul(left, right)
-            times.append(time.perf_counter() - began)
-        seconds += min(times[1:]) * product.count
+            took.append(time.perf_counter() - began)
+        seconds += min(took[1:]) * product.times
     return sum(product.operations for product in wanted) / seconds
 
 

@@ -66,7 +66,7 @@ def larger(model: Path, folder: Path) -> Path:
 
 def job(point: Point, folder: str, vocabulary: int = 40_000) -> Job:
     """Examples of random tokens with just these lengths."""
-    draw = random.Random(1)  # noqa: S311 - no secret
+    draw = random.Random(1)
 
     def tokens(count: int) -> list[int]:
         return [draw.randrange(100, vocabulary) for _ in range(count)]

@@ -87,7 +87,7 @@ class Clock:
 
 def rate(job: Job, seconds: Sequence[float]) -> float:
     """Examples per second, the first steps left out."""
-    size = job.params["batch_size"] * job.params["accumulate_steps"]
+    size: int = job.params["batch_size"] * job.params["accumulate_steps"]
     counted = len(job.train) - UNCOUNTED * size
     return counted / sum(seconds[UNCOUNTED:])
 

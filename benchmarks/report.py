@@ -83,7 +83,7 @@ def entry(case: Case, job: Job, pairs: Sequence[Pair], versions: str) -> dict[st
 
 
 def _median(found: Sequence[dict[str, Any]], key: str) -> float:
-    return statistics.median(one[key] for one in found)
+    return float(statistics.median(one[key] for one in found))
 
 
 def circumstances() -> dict[str, Any]:
@@ -203,7 +203,7 @@ def _others(found: dict[str, Any]) -> list[str]:
             f"{methods.get(one['method']).label}; aim: under 5 s)."
         )
     if grown := found.get("growth"):
-        head = ("what", "value", "tokens a step", "s a step", "ms a token", "peak MB")
+        columns = ("what", "value", "tokens a step", "s a step", "ms a token", "peak MB")
         rows = [
             [
                 one["what"],
@@ -215,7 +215,7 @@ def _others(found: dict[str, Any]) -> list[str]:
             ]
             for one in grown
         ]
-        parts.append(f"### How cost grows\n\n{table(head, rows)}")
+        parts.append(f"### How cost grows\n\n{table(columns, rows)}")
     return parts
 
 
