@@ -12,13 +12,15 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import transformers
+
 from app.base_models import DEFAULT
 from benchmarks import cases, growth, peer, report, runs
 from benchmarks.cases import Case, Job
 from worker import convert, fetch, prepare
 
 FOLDER = Path("data/bench")  # ignored by git; the converted base model is kept here
-PARTS = ("growth", "runs")  # beside the cases: benchmarks/growth.py and benchmarks/runs.py
+PARTS = (*runs.PARTS, "growth")  # beside the cases
 
 
 class Failed(Exception):
@@ -122,6 +124,7 @@ def main() -> None:
     if pattern not in PARTS and not peer.installed():
         raise SystemExit("The peers are not installed in this environment: use `make bench`.")
     wanted = [] if pattern in PARTS else cases.chosen(pattern)
+    transformers.utils.logging.disable_progress_bar()
     model = base_model(chosen.folder)
     failed = []
     left = Left(len(wanted) * len(cases.SEEDS))
@@ -131,8 +134,8 @@ def main() -> None:
         except Failed as reason:
             failed.append(f"{case.name}: {reason}")
             say(failed[-1])
-    if pattern in ("", "runs"):
-        for part, entries in runs.measure(model, chosen.data, say).items():
+    if parts := [part for part in runs.PARTS if pattern in ("", part)]:
+        for part, entries in runs.measure(parts, model, chosen.data, say).items():
             report.merge(chosen.out, part, entries)
     if pattern in ("", "growth"):
         report.merge(chosen.out, "growth", growth.measure(model, chosen.folder, measured, say))

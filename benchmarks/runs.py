@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -37,17 +37,22 @@ SPARE_SECONDS = 30.0  # for the tuner's spare process to have imported everythin
 PATIENCE = 1800.0
 
 
-def measure(model: Path, data: Path, say: Callable[[str], None]) -> dict[str, list[dict[str, Any]]]:
-    """Entries for `start` and `forecasts`, from a studio on a home folder that is then removed."""
+PARTS = ("start", "forecasts")
+
+
+def measure(
+    parts: Sequence[str], model: Path, data: Path, say: Callable[[str], None]
+) -> dict[str, list[dict[str, Any]]]:
+    """Entries of these parts, from a studio on a home folder that is then removed."""
     with tempfile.TemporaryDirectory() as home:
         environment = {
             name: value for name, value in os.environ.items() if not name.startswith("STUDIO_")
         }
-        say("a studio of its own: first points, then a run of each method on each set")
+        say(f"a studio of its own, for {' and '.join(parts)}")
         target = Path(home) / "found.json"
         # A process of its own: the settings, the home folder among them, are read once.
         subprocess.run(
-            [sys.executable, "-m", "benchmarks.runs", str(model), str(data), str(target)],
+            [sys.executable, "-m", "benchmarks.runs", str(model), str(data), str(target), *parts],
             env=environment | {"STUDIO_HOME": str(Path(home) / "home")},
             check=True,
         )
@@ -167,18 +172,19 @@ def _told(name: str, run: Run) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure in this process's own home folder: MODEL DATA RESULT."""
-    model, data, target = map(Path, sys.argv[1:])
+    """Measure in this process's own home folder: MODEL DATA RESULT PART..."""
+    model, data, target = map(Path, sys.argv[1:4])
+    found: dict[str, list[dict[str, Any]]] = {part: [] for part in sys.argv[4:]}
     with studio(model) as base:
-        starts = [first_point(base, data) for _ in range(STARTS)]
-        print(f"first points after {', '.join(f'{one:.1f}' for one in starts)} s", flush=True)
-        start = {"data": "banking77", "method": "lora", "seconds": starts}
-        found: list[dict[str, Any]] = []
-        for name in cases.SETS:
-            found += forecasts(name, base, data)
+        if "start" in found:
+            took = [first_point(base, data) for _ in range(STARTS)]
+            print(f"first points after {', '.join(f'{one:.1f}' for one in took)} s", flush=True)
+            start = {"data": "banking77", "method": "lora", "seconds": took}
+            found["start"] = [start | report.circumstances()]
+        for name in cases.SETS if "forecasts" in found else ():
+            found["forecasts"] += forecasts(name, base, data)
             print(f"runs on {name} have ended", flush=True)
-            told = {"start": [start | report.circumstances()], "forecasts": found}
-            target.write_text(json.dumps(told))
+    target.write_text(json.dumps(found))
 
 
 if __name__ == "__main__":
