@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMPS := .stamps
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-faults simulate-queue check fix clean
+.PHONY: help setup run test test-faults simulate-queue bench check fix clean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,19 @@ test-faults: setup ## Kill, fill, lock and stop everything, over and over (an ho
 
 simulate-queue: $(STAMPS)/venv ## 200 workers and 20,000 runs on PostgreSQL: what the queue bears
 	@$(BIN)/python -m benchmarks.queue_simulation
+
+# The peers get an environment of their own: the studio's holds nothing of theirs.
+$(STAMPS)/bench: requirements.lock pyproject.toml
+	@mkdir -p $(STAMPS)
+	@test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
+	@echo "Installing the peers and the locked dependencies (the first time this takes some minutes) ..."
+	@.venv-bench/bin/python -m pip install --disable-pip-version-check -q -r requirements.lock
+	@.venv-bench/bin/python -m pip install --disable-pip-version-check -q --no-build-isolation \
+	  -c requirements.lock -e '.[bench]'
+	@touch $@
+
+bench: $(STAMPS)/bench ## Compare with TRL + PEFT: speed, memory, losses (90 minutes; CASE=banking77/lora for one)
+	@HF_HUB_OFFLINE=1 .venv-bench/bin/python -m benchmarks.bench $(CASE)
 
 check: $(STAMPS)/venv ## Check format, style and types
 	@$(BIN)/ruff format --check .

@@ -3,6 +3,7 @@
 FOLDER holds the set as its authors published it; 400 rows are drawn with a fixed seed.
 """
 
+import csv
 import json
 import random
 import sys
@@ -30,20 +31,57 @@ def disfl_qa(folder: Path) -> Iterator[dict[str, str]]:
             yield {"input": pair["disfluent"], "output": pair["original"]}
 
 
+def banking77(folder: Path) -> Iterator[dict[str, str]]:
+    """A message of a bank's customer -> what it is about, one of 77 classes."""
+    with (folder / "train.csv").open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            yield {"input": row["text"].strip(), "output": row["category"]}
+
+
+def snips_slots(folder: Path) -> Iterator[dict[str, str]]:
+    """A spoken request -> its intent and the slots marked in it, as a line of JSON."""
+    for file in sorted(folder.glob("*/train_*.json")):
+        if file.stem.endswith("_full"):
+            continue
+        (intent, requests), *_ = json.loads(file.read_text("utf-8")).items()
+        for request in requests:
+            found = {"intent": intent}
+            for part in request["data"]:
+                if name := part.get("entity"):
+                    before = found.get(name)
+                    found[name] = f"{before}, {part['text']}" if before else part["text"]
+            text = "".join(part["text"] for part in request["data"]).strip()
+            yield {"input": text, "output": json.dumps(found, ensure_ascii=False)}
+
+
+def mts_dialog(folder: Path) -> Iterator[dict[str, str]]:
+    """A dialogue of doctor and patient -> the section of the clinical note that it led to."""
+    with (folder / "MTS-Dialog-TrainingSet.csv").open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            yield {"input": row["dialogue"].strip(), "output": row["section_text"].strip()}
+
+
 SETS: dict[str, Callable[[Path], Iterator[dict[str, str]]]] = {
     "snips-intents": snips_intents,
     "disfl-qa": disfl_qa,
+    "banking77": banking77,
+    "snips-slots": snips_slots,
+    "mts-dialog": mts_dialog,
 }
+
+
+def drawn(name: str, folder: Path, count: int = ROWS) -> list[dict[str, str]]:
+    """That many of the set's rows, always the same ones."""
+    return random.Random(1).sample(list(SETS[name](folder)), count)
 
 
 def main() -> None:
     """Write the set's rows as JSONL."""
     name, folder, out = sys.argv[1:]
-    rows = list(SETS[name](Path(folder)))
-    chosen = random.Random(1).sample(rows, ROWS)
+    chosen = drawn(name, Path(folder))
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in chosen)
     Path(out).write_text(text, "utf-8")
-    print(f"{len(chosen)} of {len(rows)} rows written to {out}")
+    print(f"{len(chosen)} rows written to {out}")
 
 
 if __name__ == "__main__":
