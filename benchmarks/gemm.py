@@ -11,7 +11,7 @@ import torch
 from app import methods
 from benchmarks.cases import Job
 from worker import packing
-from worker.backbones import Hardware
+from worker.hardware import Hardware
 from worker.packing import Example
 
 
@@ -85,8 +85,8 @@ def measured_rate(wanted: Sequence[Product], machine: Hardware) -> float:
     """Operations per second of these products alone, each shape at its best of three."""
     seconds = 0.0
     for product in wanted:
-        left = torch.randn(product.rows, product.inner, dtype=machine.precision)
-        right = torch.randn(product.columns, product.inner, dtype=machine.precision).t()
+        left = torch.randn(product.rows, product.inner, dtype=machine.computed)
+        right = torch.randn(product.columns, product.inner, dtype=machine.computed).t()
         took = []
         for _ in range(4):  # the first one warms up
             began = time.perf_counter()

@@ -15,7 +15,7 @@ from torch import Tensor
 from benchmarks import cases
 from benchmarks.cases import UNCOUNTED, Job
 from worker import evaluate
-from worker.backbones import Hardware
+from worker.hardware import Hardware
 from worker.packing import Example
 
 

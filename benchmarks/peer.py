@@ -18,7 +18,7 @@ import transformers
 from app import methods
 from benchmarks import measures
 from benchmarks.cases import Job
-from worker import backbones, train
+from worker import hardware, pace, products
 
 NAMES = ("trl", "peft", "transformers", "torch")
 
@@ -47,8 +47,8 @@ def dataset(job: Job) -> list[dict[str, list[int]]]:
 def schedule(job: Job) -> Callable[[int], float]:
     """The studio's learning rate as a factor, for a scheduler that counts steps from 0."""
     params = job.settings
-    total = train.steps_per_epoch(len(job.train), params)
-    return lambda step: train.rate(step + 1, total, params) / params.learning_rate
+    total = pace.steps_per_epoch(len(job.train), params)
+    return lambda step: pace.rate(step + 1, total, params) / params.learning_rate
 
 
 def _config(job: Job, folder: str) -> Any:
@@ -116,7 +116,7 @@ def _trainer(job: Job, model: Any, folder: str, clock: measures.Clock) -> Any:
 def measure(job: Job) -> dict[str, Any]:
     """Train as the peer's users do, and tell what it took."""
     method, params = methods.get(job.method), job.settings
-    machine = backbones.hardware()
+    machine = hardware.find()
     # A model that is trained whole is held in float32, and multiplied in bf16, as the peer does too.
     dtype = machine.dtype if method.frozen_base else "float32"
     model = method.load(job.model, params, device=machine.device, dtype=dtype)
@@ -129,6 +129,8 @@ def measure(job: Job) -> dict[str, Any]:
         _trainer(job, model, folder, clock).train()
     found = clock.found(job) | {"loaded_mb": loaded, "start": start}
     if job.held_out:
+        if method.frozen_base:  # evaluated as the studio evaluates its own
+            products.install(model, machine)
         vectors = method.soft_prefix(model)
         found["held_out"] = measures.held_out(model, vectors, job.held_out, machine)
     return found

@@ -9,13 +9,13 @@ from app.points import Measured
 from app.storage import Path
 from benchmarks import gemm, measures
 from benchmarks.cases import Job
-from worker import backbones, train
+from worker import backbones, hardware, pace, train
 
 
 def measure(job: Job) -> dict[str, Any]:
     """Train as a run does, and tell what it took."""
     method, params = methods.get(job.method), job.settings
-    machine = backbones.hardware()
+    machine = hardware.find()
     model, soft_prefix = backbones.load_trainable(
         method, params, Path(job.model), job.seed, machine
     )
@@ -34,7 +34,7 @@ def measure(job: Job) -> dict[str, Any]:
         state,
         usual_rates=method.usual_rates,
     )
-    num_steps = train.steps_per_epoch(len(job.train), params)
+    num_steps = pace.steps_per_epoch(len(job.train), params)
     clock.begin()
     for point in going:
         if isinstance(point, Measured) and point.kind == "train":

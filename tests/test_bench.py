@@ -12,7 +12,7 @@ from benchmarks import cases, gemm, growth, measures, peer, report, studio
 from benchmarks.bench import Pair
 from benchmarks.cases import Case, Job
 from tests.engine import MACHINE, rows
-from worker import packing, prepare, train
+from worker import pace, packing, prepare
 from worker.packing import Row
 
 
@@ -53,7 +53,7 @@ def test_the_peers_schedule_is_the_studios(tiny_model: Path) -> None:
     factor = peer.schedule(made)
     for step in range(3):
         assert factor(step) * made.settings.learning_rate == pytest.approx(
-            train.rate(step + 1, 3, made.settings)
+            pace.rate(step + 1, 3, made.settings)
         )
 
 
