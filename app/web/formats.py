@@ -87,6 +87,23 @@ def between(found: tuple[float, float] | None, words: Callable[[float], str]) ->
     return low if low == high else f"{low} to {high}"
 
 
+def span(low: float, high: float) -> str:
+    """Two times in one unit: 2 to 3 min."""
+    for unit, seconds in (("h", 3600.0), ("min", 60.0), ("s", 1.0)):
+        if high >= 2 * seconds or unit == "s":
+            first, last = int(low / seconds), int(high / seconds + 0.999)
+            return f"{last} {unit}" if first >= last else f"{first} to {last} {unit}"
+    raise AssertionError("seconds fit always")
+
+
+def errors(low: float, high: float) -> str:
+    """Shares with their signs: -3 to +9 %; once where they read the same."""
+    first, last = (
+        f"{round(share * 100):+d}" if round(share * 100) else "0" for share in (low, high)
+    )
+    return f"{first} %" if first == last else f"{first} to {last} %"
+
+
 def ago(at: float | None) -> str:
     """How long ago, in one unit."""
     if at is None:

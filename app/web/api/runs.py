@@ -23,6 +23,7 @@ FIELDS = (
     "best_step",
     "best_loss",
     "train_seconds",
+    "forecast",
     "figures",
     "scores",
     "created_at",
