@@ -85,14 +85,15 @@ def packed(
     shared = min(shared, min(prompt for prompt, _ in examples) - 1)
     rows: list[tuple[list[int], list[int]]] = []
     before, room = virtual + shared, 0
-    for length, answer in sorted((one[0] + one[1] - 1 - shared, one[1]) for one in examples):
+    lengths = ((one[0] + one[1] - 1 - shared, one[1]) for one in examples)
+    for length, answer in sorted(lengths, key=lambda one: one[0]):
         if not rows or room + length > budget:
             rows.append(([], []))
             room = before
         rows[-1][0].append(length)
         rows[-1][1].append(answer)
         room += length
-    return [Row(before, tuple(lengths), sum(answers)) for lengths, answers in rows]
+    return [Row(before, tuple(found), sum(answers)) for found, answers in rows]
 
 
 def drawn(

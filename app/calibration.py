@@ -141,7 +141,8 @@ def _ended(db: Session, base_model_id: str, kind: str) -> list[Run]:
         .order_by(Run.finished_at.desc())
         .limit(8 * LAST)
     )
-    return [run for run in db.scalars(query) if run.figures.get("device_kind", CPU) == kind]
+    afresh = query.execution_options(populate_existing=True)
+    return [run for run in db.scalars(afresh) if run.figures.get("device_kind", CPU) == kind]
 
 
 def _reckoned(run: Run, kind: str) -> Reckoned | None:

@@ -76,7 +76,13 @@ def ask(db: Session, **row: Any) -> Rehearsal:
         anew = {"error": None, "progress": "", "created_at": time.time(), "finished_at": None}
         _move(db, name, ("done", "failed"), "waiting", **anew)
     queue.ring("tuner")
-    return get(db, name)
+    return _afresh(db, name)
+
+
+def _afresh(db: Session, key: str) -> Rehearsal:
+    found = get(db, key)
+    db.commit()  # reading opened a transaction, which would keep other writers of SQLite waiting
+    return found
 
 
 def _move(db: Session, key: str, sources: Sequence[str], target: str, **values: Any) -> bool:
@@ -99,7 +105,7 @@ def claim(db: Session, worker: str) -> Rehearsal | None:
     name = db.scalar(waiting.order_by(Rehearsal.created_at, Rehearsal.key).limit(1))
     db.rollback()
     if name and _move(db, name, ("waiting",), "running", worker=worker):
-        return find(db, name)
+        return _afresh(db, name)
     return None
 
 

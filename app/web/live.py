@@ -70,7 +70,7 @@ def run_page(db: Session, run: Run) -> dict[str, Any]:
             if run.figures.get(key) is not None
         ],
         "compared": outlooks.side_by_side(run),
-        "told_from": outlooks.notes(run.forecast) if "time_from" in run.forecast else [],
+        "told_from": outlooks.sources(run.forecast) if "time_from" in run.forecast else {},
         "events": runs.history(db, run.id),
     }
 

@@ -1,7 +1,7 @@
 """What each method of a new experiment will take, in figures and words: before anything is started."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import pydantic
@@ -29,11 +29,11 @@ VERDICTS = {  # words, and the badge whose shape they have
     verdicts.UNKNOWN: ("Not known", "queued"),
 }
 SOURCES = {
-    "runs": "from the runs that have finished here",
-    "run": "from the one run that has finished here",
-    "rehearsal": "from the rehearsal of this configuration",
-    "others": "a wide guess from other methods' runs here",
-    "shapes": "a wide guess from the model's shapes alone",
+    "runs": "the last runs here",
+    "run": "the one run that has finished here",
+    "rehearsal": "the rehearsal of this configuration",
+    "others": "other methods' runs here, a wide guess",
+    "shapes": "the model's shapes alone, a wide guess",
 }
 REHEARSAL = ("state", "progress", "error", "figures", "created_at", "finished_at")
 COMPARED: dict[str, tuple[str, Any]] = {
@@ -66,7 +66,7 @@ class Outlook:
     limit: float = 1000.0  # where the memory of the machine ends on the bar
     others: Sequence[tuple[Place, str, str]] = ()  # other machines, verdict in words, badge
     time: str = ""
-    notes: Sequence[str] = ()  # what time and memory are told from, and how right that was
+    told_from: Mapping[str, str] = field(default_factory=dict)  # memory, time; and their error
     num_bytes: int = 0
     size_bytes: int = 0
     spare_bytes: int = 0
@@ -185,7 +185,7 @@ def _outlook(
         limit=limit,
         others=[(one, *VERDICTS[verdicts.at(told, params, one).key]) for one in others],
         time=formats.span(told["seconds_low"], told["seconds_high"]),
-        notes=notes(told),
+        told_from=sources(told),
         num_bytes=told["bytes"],
         size_bytes=told["size_bytes"],
         spare_bytes=spare,
@@ -200,26 +200,27 @@ def _bar(figures: Mapping[str, float], verdict: Verdict) -> tuple[list[Part], fl
     drawn, start = [], 0.0
     for key, mb in figures.items():
         width = 1000 * mb / most
-        if mb >= 0.05:
-            drawn.append(Part(key, PARTS.get(key, key), mb, round(start, 2), round(width, 2)))
+        drawn.append(Part(key, PARTS.get(key, key), mb, round(start, 2), round(width, 2)))
         start += width
     limit = 1000 * verdict.place.room.memory_mb / most if verdict.place else 1000.0
     return drawn, round(limit, 2)
 
 
-def notes(told: Mapping[str, Any]) -> list[str]:
-    """What the time is told from, and how far the last forecasts were from what was measured."""
-    said = [f"Time: {SOURCES[told['time_from']]}."]
+def sources(told: Mapping[str, Any]) -> dict[str, str]:
+    """What memory and time are told from, and how far off the last forecasts were, in words."""
     memory = told["memory_from"][told["device_kind"]]
-    source = "by arithmetic on the model's shapes" if memory == "shapes" else SOURCES[memory]
-    said.append(f"Memory: {source}.")
-    for what, error in (("memory", told["memory_error"]), ("time", told["time_error"])):
-        if error:
-            runs = "last run" if error["runs"] == 1 else f"last {error['runs']} runs"
-            said.append(
-                f"{runs}, {what}: {formats.errors(error['low'], error['high'])}".capitalize()
-            )
-    return said
+    errors = [
+        f"{what} {formats.errors(error['low'], error['high'])}"
+        for what, error in (("memory", told["memory_error"]), ("time", told["time_error"]))
+        if error
+    ]
+    runs = max((told[name] or {"runs": 0})["runs"] for name in ("memory_error", "time_error"))
+    said = "last run: " if runs == 1 else f"last {runs} runs: "
+    return {
+        "memory": "arithmetic on the model's shapes" if memory == "shapes" else SOURCES[memory],
+        "time": SOURCES[told["time_from"]],
+        "error": said + ", ".join(errors) if errors else "",
+    }
 
 
 def side_by_side(run: Run) -> list[tuple[str, str, str, str]]:

@@ -69,11 +69,11 @@ def forecast(db: Reading, wanted: NewExperiment) -> dict[str, Any]:
 
 
 @router.post("/rehearse", status_code=202)
-def rehearse(db: Writing, wanted: NewExperiment) -> dict[str, Any]:
+def rehearse(db: Writing, after: Reading, wanted: NewExperiment) -> dict[str, Any]:
     """Have a tuner rehearse each method: two steps on its longest batch. `forecast` says how far it is."""
     asked = experiments.asked(db, **_given(db, wanted))
     outlooks.rehearse_all(db, asked)
-    return outlooks.told(db, asked)
+    return outlooks.told(after, asked)
 
 
 @router.post("/examples/{key}", status_code=201)

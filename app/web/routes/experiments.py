@@ -73,11 +73,11 @@ def preview(request: Request, db: Reading, form: Sent) -> Response:
 
 
 @router.post("/rehearse")
-def rehearse(request: Request, db: Writing, form: Sent) -> Response:
+def rehearse(request: Request, db: Writing, after: Reading, form: Sent) -> Response:
     """Have a tuner rehearse the method of the button pressed; the form as it was, which then tells."""
     draft = drafts.read(form)
     outlooks.rehearse(db, draft)
-    return _draft(request, db, draft)
+    return _draft(request, after, draft)
 
 
 @router.post("")
