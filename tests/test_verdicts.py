@@ -1,11 +1,13 @@
 """Verdicts: fits, tight, does not fit; the advice is true; what cannot fit is not started by accident."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy.orm import Session
 
-from app import capacity, claims, experiments, forecast, runs, verdicts, workers
+from app import capacity, claims, experiments, forecast, runs, tuning, verdicts, workers
 from app.capacity import Room
 from app.errors import Invalid
 from app.forecast import Given
@@ -144,3 +146,20 @@ def test_overridden_it_starts_alone_with_all_there_is(any_db: Session) -> None:
 
 def test_without_a_worker_nothing_is_refused(any_db: Session) -> None:
     assert _create(any_db, _given(any_db), full={}).runs[0].state == "queued"
+
+
+def test_the_command_line_asks_for_the_same_word(db: Session, tmp_path: Path) -> None:
+    base = factories.base_model(db, shapes=SMOLLM2, name="Small")
+    worker(db, 2000.0)
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(f'{{"input": "text {n}", "output": "o {n}"}}\n' for n in range(60)))
+    asked = tuning.Question(str(data), "full", base.name, "", "", "", 1, [])
+    with pytest.raises(Invalid, match="fits no tuning worker that is alive"):
+        tuning._create(db, asked, {"full": {}})
+    db.rollback()
+    made = tuning._create(db, asked._replace(override=True), {"full": {}})
+    assert made.runs[0].forecast["override"]
+    said = tuning._forecast(made.runs[0])
+    assert re.fullmatch(
+        r"Full fine tuning: about \d\.\d GB of memory, [\d.]+ to [\d.]+ min\.", said
+    )
