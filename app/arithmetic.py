@@ -1,9 +1,10 @@
 """What a run takes by arithmetic on shapes alone: memory, work and disk. Every constant of it stands here."""
 
-import random
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from app.draws import Row, Work
 from app.lengths import Lengths
 from app.methods import Method
 from app.tables import BaseModel
@@ -18,13 +19,15 @@ SCORES = 1.25  # times the bytes of a value, for each head and pair of tokens th
 LOSS = 12  # for each target and entry of the vocabulary, the way back included
 WHOLE_HIDDEN = 20  # more, where the weights themselves are trained: the inputs of their products
 SHORT = 256  # tokens up to which attention on a CPU keeps its scores
-# What a process has beside its model and a row's values, in MB: on a CPU libraries and what looks at
-# the validation loss leave behind, on a GPU the context.
-PROGRAM_MB = {False: 800.0, True: 600.0}
-# How much more than what is kept is resident: products' working memory, and the gaps that a CPU's
-# allocator leaves between rows of changing length, the more so where adapters cut the pieces small.
+# What a process has before it has a model, in MB: libraries on a CPU, the context on a GPU.
+PROGRAM_MB = {False: 560.0, True: 600.0}
+# How much more than what is kept is resident: products' working memory.
 SLACK = {False: 1.0, True: 1.1}
-ADAPTED_SLACK = {False: 1.15, True: 1.1}
+ADAPTED_SLACK = {False: 1.1, True: 1.1}
+# Rows of changing length leave gaps in a CPU's memory, more with every doubling of the updates: so
+# many times the hidden values of a full row in all layers. Adapters cut the pieces small.
+CREEP = {False: 1.8, True: 0.0}
+ADAPTED_CREEP = {False: 3.0, True: 0.0}
 # Multiplications and additions a second where nothing was measured yet. On a CPU as measured on two
 # busy cores, where rows are short; a GPU's is a guess on the low side.
 SPEED = {False: 2.5e10, True: 3e13}
@@ -32,7 +35,6 @@ UPDATES = {False: 1e9, True: 5e10}  # trained values moved a second, by the opti
 START_SECONDS = 15.0
 LOOKS = 10  # at the validation loss, forward only
 WRITTEN = 16  # tokens of a test answer, where none is known; each is a forward pass of its own
-MOST_DRAWN = 20_000  # examples drawn to find the largest row and the mean one
 
 
 class Machine(NamedTuple):
@@ -59,95 +61,53 @@ class Memory(NamedTuple):
         return sum(self)
 
 
-class Row(NamedTuple):
-    """A packed row: `before` shared places, then examples of these lengths; `targets` are learned."""
-
-    before: int
-    lengths: tuple[int, ...]
-    targets: int
-
-    @property
-    def places(self) -> int:
-        """How many tokens are computed, virtual ones included."""
-        return self.before + sum(self.lengths)
-
-
-class Work(NamedTuple):
-    """Of a run's training: tokens computed, and tokens learned, both over all epochs."""
-
-    places: float
-    targets: float
-    updates: int
-
-
-def packed(
-    examples: Sequence[tuple[int, int]], shared: int, virtual: int, budget: int
-) -> list[Row]:
-    """The rows of one step, by the rule of worker/packing.py, from lengths alone."""
-    shared = min(shared, min(prompt for prompt, _ in examples) - 1)
-    rows: list[tuple[list[int], list[int]]] = []
-    before, room = virtual + shared, 0
-    lengths = ((one[0] + one[1] - 1 - shared, one[1]) for one in examples)
-    for length, answer in sorted(lengths, key=lambda one: one[0]):
-        if not rows or room + length > budget:
-            rows.append(([], []))
-            room = before
-        rows[-1][0].append(length)
-        rows[-1][1].append(answer)
-        room += length
-    return [Row(before, tuple(found), sum(answers)) for found, answers in rows]
-
-
-def drawn(
-    method: Method, params: Any, lengths: Lengths, num_rows: int, machine: Machine
-) -> tuple[list[list[Row]], Work]:
-    """Steps as they may come, each as its rows; and the work of the whole training."""
-    size = min(params.batch_size * params.accumulate_steps, num_rows)
-    virtual = method.virtual_tokens(params)
-    each = [cut(one, params.max_length - virtual) for one in lengths.rows]
-    updates = -(-num_rows // size) * params.num_epochs
-    chance, steps = random.Random(0), []
-    for _ in range(max(4, min(updates, 100, MOST_DRAWN // size))):
-        chosen = chance.sample(each, size) if size <= len(each) else chance.choices(each, k=size)
-        steps.append(packed(chosen, lengths.shared, virtual, machine.token_budget))
-    rows = [row for step in steps for row in step]
-    times = num_rows * params.num_epochs / (len(steps) * size)
-    work = Work(
-        sum(row.places for row in rows) * times, sum(row.targets for row in rows) * times, updates
-    )
-    return steps, work
-
-
-def cut(example: tuple[int, int], room: int) -> tuple[int, int]:
-    """Prompt and answer in so many tokens: the prompt loses what is too much."""
-    prompt, answer = example
-    answer = min(answer, max(1, room // 2)) if prompt + answer > room else answer
-    return max(1, min(prompt, room - answer)), answer
-
-
 def memory(
-    base_model: BaseModel, method: Method, params: Any, rows: Sequence[Row], machine: Machine
+    base_model: BaseModel,
+    method: Method,
+    params: Any,
+    rows: Sequence[Row],
+    updates: int,
+    machine: Machine,
 ) -> Memory:
-    """The most memory that training on these rows takes on such a machine, of each of its devices."""
+    """The most memory that so many updates on these rows take, of each device of such a machine."""
     shapes, width = base_model.shapes, machine.width
     trained = method.num_trained(shapes, params)
     parameters = shapes["parameters"]
+    program = PROGRAM_MB[machine.gpu]
     if method.frozen_base:
         weights = frozen_bytes(base_model, method, params, width)
         adapters, parts = 4 * trained, 1
+        if method.quantizes and not (base_model.quantization or machine.gpu):
+            # Where they were before they were quantized stays with the process.
+            program += width * linear_values(shapes) / MB
     else:  # in float32, and their copies that products are made from
         weights = (4 + (width if width < 4 else 0)) * parameters
         adapters, parts = 0, int(getattr(params, "devices", 1))
-    slack = (ADAPTED_SLACK if method.adapted(shapes, params) else SLACK)[machine.gpu]
-    most = max(kept(shapes, method, params, row, machine) for row in rows)
     return Memory(
-        program=PROGRAM_MB[machine.gpu],
+        program=program,
         weights=weights / parts / MB,
         adapters=adapters / MB,
         gradients=4 * trained / parts / MB,
         optimizer=8 * trained / parts / MB,
-        activations=most * slack / MB,
+        activations=_worked_with(shapes, method, params, rows, updates, machine) / MB,
     )
+
+
+def _worked_with(
+    shapes: dict[str, Any],
+    method: Method,
+    params: Any,
+    rows: Sequence[Row],
+    updates: int,
+    machine: Machine,
+) -> float:
+    """Bytes of the row that takes the most, with its slack, and of the gaps that all rows leave."""
+    adapted = bool(method.adapted(shapes, params))
+    slack = (ADAPTED_SLACK if adapted else SLACK)[machine.gpu]
+    creep = (ADAPTED_CREEP if adapted else CREEP)[machine.gpu] * math.log2(max(1, updates))
+    full = machine.token_budget * shapes["hidden"] * machine.width * shapes["layers"]
+    most = max(kept(shapes, method, params, row, machine) for row in rows)
+    return float(most * slack + creep * full)
 
 
 def frozen_bytes(base_model: BaseModel, method: Method, params: Any, width: int) -> float:

@@ -5,10 +5,11 @@ from typing import Any, NamedTuple
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from app import arithmetic, calibration, lengths, methods, rehearsals
-from app.arithmetic import Machine, Memory, Row
+from app import arithmetic, calibration, draws, lengths, methods, rehearsals
+from app.arithmetic import Machine, Memory
 from app.calibration import Calibration, Ratio, Reckoned
 from app.capacity import is_gpu
+from app.draws import Row, Work
 from app.lengths import Lengths
 from app.methods import Method
 from app.tables import BaseModel, Dataset, Experiment, Rehearsal, Run, Worker
@@ -128,9 +129,9 @@ def _on(
     rehearsed: Rehearsal | None,
 ) -> _Told:
     base_model = asked.base_model
-    steps, work = arithmetic.drawn(method, params, long, asked.sizes[0], machine)
+    steps, work = draws.drawn(method, params, long, asked.sizes[0], machine.token_budget)
     rows = [row for step in steps for row in step]
-    memory = arithmetic.memory(base_model, method, params, rows, machine)
+    memory = arithmetic.memory(base_model, method, params, rows, work.updates, machine)
     reckoned = Reckoned(
         *_split(memory),
         arithmetic.train_seconds(base_model, method, params, work, machine),
@@ -169,8 +170,9 @@ def _by_rehearsal(
     alone = params.model_copy(update={"devices": 1})
     virtual = method.virtual_tokens(params)
     pairs = [(prompt, answer) for prompt, answer in figures["examples"]]
-    rows = arithmetic.packed(pairs, figures["shared"], virtual, machine.token_budget)
-    kept, guessed = _split(arithmetic.memory(base_model, method, alone, rows, machine))
+    rows = draws.packed(pairs, figures["shared"], virtual, machine.token_budget)
+    updates = figures["steps"]
+    kept, guessed = _split(arithmetic.memory(base_model, method, alone, rows, updates, machine))
     seconds = arithmetic.train_seconds(base_model, method, alone, _work(rows), machine)
     memory, train = calibration.rehearsal(
         (figures["peak_memory_mb"] - kept) / guessed, figures["step_seconds"] / seconds
@@ -179,9 +181,9 @@ def _by_rehearsal(
     return known._replace(memory=memory, train=train, other=other)
 
 
-def _work(rows: list[Row]) -> arithmetic.Work:
+def _work(rows: list[Row]) -> Work:
     places, targets = sum(row.places for row in rows), sum(row.targets for row in rows)
-    return arithmetic.Work(places, targets, 1)
+    return Work(places, targets, 1)
 
 
 def _machines(db: Session) -> tuple[dict[str, Machine], str]:

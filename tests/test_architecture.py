@@ -171,6 +171,7 @@ FLOORS: list[set[str]] = [
     },
     {"snapshots", "datasets"},
     {"capacity", "lengths", "rehearsals"},
+    {"draws"},
     {"arithmetic", "calibration"},
     {"forecast"},
     {

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from sqlalchemy.orm import Session
 
-from app import calibration, experiments, forecast, rehearsals
+from app import calibration, experiments, forecast, lengths, rehearsals
 from app.tables import BaseModel, Dataset, Experiment, Run
 from tests import factories
 from tests.test_forecast import SMOLLM2
@@ -120,7 +120,7 @@ def _rehearsed(db: Session, asked: forecast.Given, params: dict[str, Any], **fig
     made = rehearsals.ask(db, **asked.row("lora", params))
     assert rehearsals.claim(db, "w1")
     measured = {"examples": [[90, 5]] * 8, "shared": 40, "device": "CPU", "device_kind": "cpu"}
-    more = {"precision": "bfloat16", "token_budget": 1024, "step_seconds": 4.0}
+    more = {"precision": "bfloat16", "token_budget": 1024, "step_seconds": 4.0, "steps": 2}
     rehearsals.finish(db, made.key, measured | more | {"peak_memory_mb": 2000.0} | figures)
 
 
@@ -149,13 +149,12 @@ def test_a_rehearsal_of_the_very_rows_that_come_is_taken_as_it_is(
     """Where every step is like the rehearsed one its peak is the forecast."""
     rows = [("same words", "yes")] * 60
     same = factories.dataset(any_db, rows, report={"mean_input": 10, "mean_output": 3})
-    experiment = _create(any_db, base, same)
+    two_updates = {"batch_size": 16, "num_epochs": 1}
+    experiment = _create(any_db, base, same, lora=two_updates)
     (run,) = experiment.runs
     asked = forecast.given(experiment)
-    from app import lengths
-
     long = lengths.of(base, same, experiment.template, [])
-    pairs = {"examples": [list(long.rows[0])] * 8, "shared": long.shared}
+    pairs = {"examples": [list(long.rows[0])] * 16, "shared": long.shared}
     _rehearsed(any_db, asked, run.params, **pairs, peak_memory_mb=1777.0)
     assert forecast.of(any_db, asked, "lora", run.params)["memory_mb"] == pytest.approx(
         1777, abs=60

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from sqlalchemy.orm import Session
 
-from app import database, forecast, methods, rehearsals, storage
+from app import database, forecast, lengths, methods, rehearsals, storage
 from app.forecast import Given
 from app.tables import Rehearsal
 from tests import factories, tiny
@@ -202,8 +202,6 @@ def test_two_steps_on_the_longest_batch_are_measured(db: Session, real: Given, m
     found = done.figures
     assert len(found["examples"]) == 4
     longest = max(sum(pair) for pair in found["examples"])
-    from app import lengths
-
     assert longest == max(lengths.of(real.base_model, real.dataset, "{{input}}", ()).totals())
     assert 100 < found["peak_memory_mb"] < 3000
     assert found["step_seconds"] > 0

@@ -24,6 +24,7 @@ Ready = tuple[BaseModel, Dataset]
 MEASURED = {
     "peak_memory_mb": 2345.0,
     "step_seconds": 3.2,
+    "steps": 2,
     "examples": [[60, 4]] * 8,
     "shared": 20,
     "device": "CPU",

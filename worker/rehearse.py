@@ -57,6 +57,7 @@ def rehearse(asked: Rehearsal) -> dict[str, Any]:
     return {
         "peak_memory_mb": backbones.peak_memory_mb(machine),
         "step_seconds": seconds[-1],
+        "steps": STEPS,
         "examples": [[len(row.prompt_ids), len(row.answer_ids)] for row in examples],
         "shared": packing.shared_prefix(examples),
         "device": machine.name,
