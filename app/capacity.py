@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from sqlalchemy import and_, func
+from sqlalchemy import and_, case, func
 
 from app.tables import Run
 
@@ -78,8 +78,11 @@ def devices(params: dict[str, Any]) -> int:
 
 
 def need(forecast: dict[str, Any], gpu: bool) -> float | None:
-    """The memory in MB that a run of this forecast needs on such a device; None: not known."""
-    return forecast.get(_need_key(gpu))
+    """The memory in MB that a run of this forecast needs on such a device; None: not known.
+
+    One that was started although it does not fit takes all there is, like one of unknown need.
+    """
+    return None if forecast.get("override") else forecast.get(_need_key(gpu))
 
 
 def _need_key(gpu: bool) -> str:
@@ -88,6 +91,7 @@ def _need_key(gpu: bool) -> str:
 
 def fits(room: Room) -> Any:
     """The same as `Room.holds`, as a condition for the database."""
-    wanted = func.coalesce(Run.forecast[_need_key(room.gpu)].as_float(), room.memory_mb)
+    told = func.coalesce(Run.forecast[_need_key(room.gpu)].as_float(), room.memory_mb)
+    wanted = case((Run.forecast["override"].as_boolean(), room.memory_mb), else_=told)
     wanted_devices = func.coalesce(Run.params["devices"].as_integer(), 1)
     return and_(wanted <= room.free_mb, wanted_devices <= room.free_devices)

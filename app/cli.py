@@ -118,11 +118,16 @@ def tune(
     set: Annotated[
         list[str] | None, typer.Option(help="A parameter, such as lora.rank=8; repeatable.")
     ] = None,
+    override: Annotated[
+        bool, typer.Option(help="Start what fits no tuning worker that is alive, too.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
 ) -> None:
     """Tune DATA by several methods and print the comparison. Exit code 0: every run succeeded."""
     try:
-        question = tuning.Question(data, methods, base, task, template, name, seed, set or [])
+        question = tuning.Question(
+            data, methods, base, task, template, name, seed, set or [], override
+        )
         result = tuning.tune(question, notes)
     except StudioError as error:
         notes.print(error.message, style="red", highlight=False, markup=False)

@@ -8,9 +8,10 @@ import pydantic
 from sqlalchemy import select
 from sqlalchemy.orm import Session, selectinload
 
-from app import base_models, datasets, forecast, methods, prompts, queue, runs
+from app import base_models, datasets, forecast, methods, prompts, queue, runs, verdicts
 from app.crashpoints import crashpoint
 from app.errors import Conflict, InTrash, Invalid, NotFound
+from app.forecast import Given
 from app.tables import BaseModel, Dataset, Experiment, Run, new_id
 
 MOST_LABELS = 200
@@ -56,11 +57,47 @@ def create(
     labels: list[str],
     seed: int,
     methods: Mapping[str, Mapping[str, Any]],
+    override: bool = False,
 ) -> Experiment:
     """Store the experiment and queue one run for each method.
 
-    Raises Invalid, with the field to blame (such as "name" or "lora.rank"), and stores nothing.
+    Raises Invalid, with the field to blame (such as "name" or "lora.rank"), and stores nothing;
+    also for runs that fit no worker alive, unless `override` says that they shall start anyway.
     """
+    experiment, asked, chosen = _checked(
+        db, name, base_model_id, dataset_id, task, template, labels, seed, methods
+    )
+    told = _forecasts(db, asked, chosen, override)
+    db.add(experiment)
+    db.flush()
+    for key, params in chosen.items():
+        _queue(db, experiment, key, params, told[key])
+    crashpoint("experiment.stored")
+    db.commit()
+    crashpoint("experiment.committed")
+    queue.ring("tuner")
+    return get(db, experiment.id)
+
+
+def asked(db: Session, **wanted: Any) -> tuple[Given, dict[str, dict[str, Any]]]:
+    """What `create` would be asked, checked the same way, for a forecast. Stores nothing."""
+    wanted.pop("override", None)
+    _, found, chosen = _checked(db, **wanted)
+    return found, chosen
+
+
+def _checked(
+    db: Session,
+    name: str,
+    base_model_id: str,
+    dataset_id: str,
+    task: str,
+    template: str,
+    labels: list[str],
+    seed: int,
+    methods: Mapping[str, Mapping[str, Any]],
+) -> tuple[Experiment, Given, dict[str, dict[str, Any]]]:
+    """The experiment, not stored; what its forecasts are about; and each method's parameters."""
     base_model, dataset = _needed(db, base_model_id, dataset_id)
     experiment = Experiment(
         id=new_id(),
@@ -74,20 +111,29 @@ def create(
         split=datasets.split(dataset.num_examples, seed),
     )
     chosen = checked_params(base_model, methods)
-    db.add(experiment)
-    db.flush()
+    return experiment, forecast.given(experiment, base_model, dataset), chosen
+
+
+def _forecasts(
+    db: Session, asked: Given, chosen: Mapping[str, dict[str, Any]], override: bool
+) -> dict[str, dict[str, Any]]:
+    """Of each method. What fits nowhere is refused or, if so wanted, marked. Raises Invalid."""
+    told = {key: forecast.of(db, asked, key, params) for key, params in chosen.items()}
+    if not override:
+        verdicts.check(db, asked, chosen, told)
+        return told
+    found = verdicts.places(db)
     for key, params in chosen.items():
-        _queue(db, experiment, key, params)
-    crashpoint("experiment.stored")
-    db.commit()
-    crashpoint("experiment.committed")
-    queue.ring("tuner")
-    return get(db, experiment.id)
+        if verdicts.of(told[key], params, found).key == verdicts.TOO_LARGE:
+            told[key]["override"] = True
+    return told
 
 
-def _queue(db: Session, experiment: Experiment, method: str, params: dict[str, Any]) -> None:
+def _queue(
+    db: Session, experiment: Experiment, method: str, params: dict[str, Any], told: dict[str, Any]
+) -> None:
     run = Run(experiment_id=experiment.id, method=method, params=params, position=runs.behind(db))
-    run.forecast = forecast.make(db, experiment, method, params)
+    run.forecast = told
     db.add(run)
     db.flush()  # one by one: the queue keeps the order of the methods
 

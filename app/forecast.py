@@ -1,106 +1,193 @@
-"""What a run will take, told before it starts: memory, time and disk by arithmetic on shapes."""
+"""What a run will take, told before it starts: memory, time and disk by arithmetic, corrected by what was measured."""
 
 from typing import Any, NamedTuple
 
-from sqlalchemy import func, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from app import methods, prompts
+from app import arithmetic, calibration, draws, lengths, methods, rehearsals
+from app.arithmetic import Machine, Memory
+from app.calibration import Calibration, Ratio, Reckoned
 from app.capacity import is_gpu
+from app.draws import Row, Work
+from app.lengths import Lengths
 from app.methods import Method
-from app.tables import BaseModel, Experiment, Point, Run, Worker
-
-MB = 2**20
-CHECKPOINTS = 3  # two are kept, and the next is written before the older one goes
-# Bytes that autograd keeps, counted for Llama and Qwen shapes with hooks on saved tensors: for each
-# token and layer by hidden value; times the bytes of a value, by intermediate value and by value
-# of the keys. They hold to 1 % for models of this kind.
-HIDDEN, INTERMEDIATE, KEYS = 9.8, 3, 2
-SCORES = 1.25  # times the bytes of a value, for each head and pair of tokens that see each other
-LOSS = 12  # for each target and entry of the vocabulary, the way back included
-WHOLE_HIDDEN = 20  # more, where the weights themselves are trained: the inputs of their products
-SHORT = 256  # tokens up to which attention on a CPU keeps its scores
-# What a process has before it has a model, in MB: libraries on a CPU, the context on a GPU.
-PROGRAM_MB = {False: 600.0, True: 600.0}
-# How much more than what is kept is resident: products' working memory, and the gaps that a CPU's
-# allocator leaves between rows of changing length, the more so where adapters cut the pieces small.
-SLACK = {False: 1.5, True: 1.1}
-ADAPTED_SLACK = {False: 2.3, True: 1.1}
-CHARACTERS = 4.2  # of a token
-CHAT_TOKENS = 30  # that a chat format writes around a text
-# Multiplications and additions a second where nothing was measured yet: a guess on the low side.
-SPEED = {False: 1.5e11, True: 3e13}
-START_SECONDS = 15.0
-_MARK = "\0"  # where an example's input stands
+from app.tables import BaseModel, Dataset, Experiment, Rehearsal, Run, Worker
 
 
-class Machine(NamedTuple):
-    """What a run is computed on: `width` is the bytes of a value that is not trained."""
+class Given(NamedTuple):
+    """What a forecast is about, less the method: an experiment, or one that is still being entered.
 
-    gpu: bool = False
-    width: int = 2
-    token_budget: int = 1024
+    `sizes`: how many examples there are for training, validation and test.
+    """
+
+    base_model: BaseModel
+    dataset: Dataset
+    template: str
+    labels: tuple[str, ...]
+    sizes: tuple[int, int, int]
+
+    def key(self, method: str, params: dict[str, Any]) -> str:
+        """Under which a rehearsal of it is stored."""
+        return rehearsals.key(**self.row(method, params))
+
+    def row(self, method: str, params: dict[str, Any]) -> dict[str, Any]:
+        """A rehearsal's columns."""
+        return {
+            "base_model_id": self.base_model.id,
+            "dataset_id": self.dataset.id,
+            "template": self.template,
+            "labels": list(self.labels),
+            "method": method,
+            "params": params,
+        }
 
 
-class Texts(NamedTuple):
-    """Tokens of a dataset's examples in their template; of each prompt `shared` are the same."""
-
-    rows: int
-    shared: float
-    prompt: float
-    answer: float
-    longest: float
-
-    @property
-    def tokens(self) -> float:
-        """Of one example, prompt and answer."""
-        return self.prompt + self.answer
-
-
-class Memory(NamedTuple):
-    """The most memory of a run in MB, by what it is for."""
-
-    program: float
-    weights: float  # as they are held, with the narrow copies that products are made from
-    adapters: float  # or the prompt vector
-    gradients: float
-    optimizer: float
-    activations: float
-
-    @property
-    def total(self) -> float:
-        """All of it."""
-        return sum(self)
+def given(
+    experiment: Experiment, base_model: BaseModel | None = None, dataset: Dataset | None = None
+) -> Given:
+    """What an experiment's runs share; of one not stored yet the base model and dataset are named."""
+    sizes = tuple(len(experiment.split[part]) for part in ("train", "validation", "test"))
+    return Given(
+        base_model or experiment.base_model,
+        dataset or experiment.dataset,
+        experiment.template,
+        tuple(experiment.labels),
+        (sizes[0], sizes[1], sizes[2]),
+    )
 
 
 def make(
     db: Session, experiment: Experiment, method: str, params: dict[str, Any]
 ) -> dict[str, Any]:
-    """What `Run.forecast` holds: memory_mb and gpu_memory_mb with their parts, seconds, bytes.
+    """What `Run.forecast` holds, as the run was created; see `of`."""
+    return of(db, given(experiment), method, params)
 
-    Empty where the base model's shapes are not known.
+
+def of(db: Session, asked: Given, method: str, params: dict[str, Any]) -> dict[str, Any]:
+    """memory_mb and gpu_memory_mb with their parts, seconds with its range, bytes, and from what.
+
+    Empty where the base model's shapes are not known. `reckoned` is what arithmetic says before
+    any correction: later forecasts are corrected by what was measured over that.
     """
-    base_model, kind = experiment.base_model, methods.get(method)
-    if "linear" not in base_model.shapes:
+    if "linear" not in asked.base_model.shapes:
         return {}
-    given = kind.schema.model_validate(params)
-    texts = _texts(experiment, given)
-    cpu, gpu, usual = _machines(db)
-    on_cpu, on_gpu = (memory(base_model, kind, given, texts, machine) for machine in (cpu, gpu))
-    seconds, measured = _seconds(db, experiment, kind, given, texts, usual)
+    kind = methods.get(method)
+    checked = kind.schema.model_validate(params)
+    long = lengths.of(asked.base_model, asked.dataset, asked.template, asked.labels)
+    machines, usual = _machines(db)
+    rehearsed = rehearsals.find(db, asked.key(method, checked.model_dump()))
+    told = {
+        name: _on(db, asked, kind, checked, long, machine, rehearsed)
+        for name, machine in machines.items()
+    }
+    cpu, gpu, here = told[calibration.CPU], told[calibration.GPU], told[usual]
     return {
-        "memory_mb": round(on_cpu.total),
-        "gpu_memory_mb": round(on_gpu.total),
-        "parts": {name: round(value, 1) for name, value in on_cpu._asdict().items()},
-        "gpu_parts": {name: round(value, 1) for name, value in on_gpu._asdict().items()},
-        "seconds": round(seconds),
-        "measured": measured,  # whether the time comes from runs that have ended
-        "bytes": _bytes(base_model, kind, given),
+        "memory_mb": round(cpu.memory.total),
+        "gpu_memory_mb": round(gpu.memory.total),
+        "parts": {name: round(value, 1) for name, value in cpu.memory._asdict().items()},
+        "gpu_parts": {name: round(value, 1) for name, value in gpu.memory._asdict().items()},
+        **here.times(),
+        "measured": here.known.train.source in {"runs", "run", "rehearsal"},
+        "bytes": arithmetic.disk_bytes(asked.base_model, kind, checked),
+        "size_bytes": arithmetic.saved_bytes(asked.base_model, kind, checked),
+        "device_kind": usual,
+        "memory_from": {name: one.known.memory.source for name, one in told.items()},
+        "time_from": here.known.train.source,
+        "runs": here.known.runs,
+        "memory_error": calibration.as_dict(here.known.memory_error),
+        "time_error": calibration.as_dict(here.known.time_error),
+        "reckoned": {name: one.reckoned._asdict() for name, one in told.items()},
     }
 
 
-def _machines(db: Session) -> tuple[Machine, Machine, bool]:
-    """A CPU and a GPU as this studio's are, as far as is known, and whether a GPU is the usual."""
+class _Told(NamedTuple):
+    """A forecast for one kind of device."""
+
+    memory: Memory
+    reckoned: Reckoned
+    known: Calibration
+
+    def times(self) -> dict[str, float]:
+        """From the claim to the end: the likeliest and a range; and of training alone."""
+        train, other, was = self.known.train, self.known.other, self.reckoned
+        return {
+            "seconds": round(train.middle * was.train + other.middle * was.other),
+            "seconds_low": round(train.low * was.train + other.low * was.other),
+            "seconds_high": round(train.high * was.train + other.high * was.other),
+            "train_seconds": round(train.middle * was.train, 1),
+        }
+
+
+def _on(
+    db: Session,
+    asked: Given,
+    method: Method,
+    params: Any,
+    long: Lengths,
+    machine: Machine,
+    rehearsed: Rehearsal | None,
+) -> _Told:
+    base_model = asked.base_model
+    steps, work = draws.drawn(method, params, long, asked.sizes[0], machine.token_budget)
+    rows = [row for step in steps for row in step]
+    memory = arithmetic.memory(base_model, method, params, rows, work.updates, machine)
+    reckoned = Reckoned(
+        *_split(memory),
+        arithmetic.train_seconds(base_model, method, params, work, machine),
+        arithmetic.other_seconds(base_model, long, asked.sizes[1:], machine),
+    )
+    kind = calibration.GPU if machine.gpu else calibration.CPU
+    known = calibration.of(db, base_model.id, method.key, kind)
+    if rehearsed and rehearsed.figures.get("device_kind") == kind:
+        known = _by_rehearsal(known, base_model, method, params, rehearsed.figures)
+    return _Told(corrected(memory, known.memory), reckoned, known)
+
+
+def _split(memory: Memory) -> tuple[float, float]:
+    """What is known of it exactly, and what is guessed."""
+    guessed = memory.program + memory.activations
+    return memory.total - guessed, guessed
+
+
+def corrected(memory: Memory, ratio: Ratio) -> Memory:
+    """With what is guessed times the ratio; the program's part is kept where that can be."""
+    _, guessed = _split(memory)
+    total = guessed * ratio.middle
+    program = min(memory.program, total)
+    return memory._replace(program=program, activations=total - program)
+
+
+def _by_rehearsal(
+    known: Calibration, base_model: BaseModel, method: Method, params: Any, figures: dict[str, Any]
+) -> Calibration:
+    """With the ratios of two steps on the longest batch: its own rows are reckoned the same way."""
+    machine = Machine(
+        figures["device_kind"] == calibration.GPU,
+        4 if figures["precision"] == "float32" else 2,
+        figures["token_budget"],
+    )
+    alone = params.model_copy(update={"devices": 1})
+    virtual = method.virtual_tokens(params)
+    pairs = [(prompt, answer) for prompt, answer in figures["examples"]]
+    rows = draws.packed(pairs, figures["shared"], virtual, machine.token_budget)
+    updates = figures["steps"]
+    kept, guessed = _split(arithmetic.memory(base_model, method, alone, rows, updates, machine))
+    seconds = arithmetic.train_seconds(base_model, method, alone, _work(rows), machine)
+    memory, train = calibration.rehearsal(
+        (figures["peak_memory_mb"] - kept) / guessed, figures["step_seconds"] / seconds
+    )
+    other = train if known.other.source in ("shapes", "others") else known.other
+    return known._replace(memory=memory, train=train, other=other)
+
+
+def _work(rows: list[Row]) -> Work:
+    places, targets = sum(row.places for row in rows), sum(row.targets for row in rows)
+    return Work(places, targets, 1)
+
+
+def _machines(db: Session) -> tuple[dict[str, Machine], str]:
+    """A CPU and a GPU as this studio's are, as far as is known, and which is the usual one."""
     about = select(Worker.device, Worker.memory_mb).where(
         Worker.kind == "tuner", Worker.memory_mb.is_not(None)
     )
@@ -110,119 +197,8 @@ def _machines(db: Session) -> tuple[Machine, Machine, bool]:
     latest = db.scalar(begun.order_by(Run.started_at.desc()).limit(1)) or {}
     width = 4 if latest.get("precision") == "float32" else 2
     budget = max(1024, min(16384, int(max(cards, default=24_000) / 8)))
-    return Machine(False, width), Machine(True, 2, budget), bool(cards)
-
-
-def _texts(experiment: Experiment, params: Any) -> Texts:
-    """Told from the dataset's mean and longest lengths; inputs are cut to the maximum length."""
-    dataset, has_chat = experiment.dataset, experiment.base_model.has_chat
-    half = (
-        dataset.num_bytes / dataset.num_examples / 2
-    )  # of datasets stored before the lengths were
-    into, out = dataset.report.get("mean_input", half), dataset.report.get("mean_output", half)
-    most = dataset.report.get("longest_input", 2 * into)
-    filled = prompts.fill(experiment.template, _MARK, experiment.labels)
-    before, _, after = filled.partition(_MARK)
-    shared = len(before) / CHARACTERS + CHAT_TOKENS * has_chat
-    answer = out / CHARACTERS + 1
-    rest = len(after) / CHARACTERS + answer
-    longest = min(params.max_length, shared + most / CHARACTERS + rest)
-    tokens = min(longest, shared + into / CHARACTERS + rest)
-    rows = len(experiment.split["train"])
-    return Texts(rows, min(shared, tokens - answer), tokens - answer, answer, longest)
-
-
-def memory(
-    base_model: BaseModel, method: Method, params: Any, texts: Texts, machine: Machine
-) -> Memory:
-    """The most memory that training takes on such a machine, of each of its devices."""
-    shapes, width = base_model.shapes, machine.width
-    trained = method.num_trained(shapes, params)
-    parameters = shapes["parameters"]
-    if method.frozen_base:
-        weights = _frozen_bytes(base_model, method, params, width)
-        adapters, parts = 4 * trained, 1
-    else:  # in float32, and their copies that products are made from
-        weights = (4 + (width if width < 4 else 0)) * parameters
-        adapters, parts = 0, int(getattr(params, "devices", 1))
-    slack = (ADAPTED_SLACK if method.adapted(shapes, params) else SLACK)[machine.gpu]
-    return Memory(
-        program=PROGRAM_MB[machine.gpu],
-        weights=weights / parts / MB,
-        adapters=adapters / MB,
-        gradients=4 * trained / parts / MB,
-        optimizer=8 * trained / parts / MB,
-        activations=_kept(shapes, method, params, texts, machine) * slack / MB,
-    )
-
-
-def _frozen_bytes(base_model: BaseModel, method: Method, params: Any, width: int) -> float:
-    parameters: float = base_model.shapes["parameters"]
-    if not (method.quantizes or base_model.quantization):
-        return width * parameters
-    linear: float = sum(
-        into * out * count for into, out, count in base_model.shapes["linear"].values()
-    )
-    scales = 1 / 64 if getattr(params, "double_quantization", True) else 4 / 64
-    return (0.5 + scales) * linear + width * (parameters - linear)
-
-
-def _kept(shapes: dict[str, Any], method: Method, params: Any, texts: Texts, on: Machine) -> float:
-    """Bytes kept for the way back from the largest row of a step, and of its loss."""
-    size = params.batch_size * params.accumulate_steps
-    before = method.virtual_tokens(params) + texts.shared
-    each, longest = texts.tokens - texts.shared, max(1.0, texts.longest - texts.shared)
-    # As many as a step has or the budget holds; one of them the longest there is.
-    places = min(before + size * each + longest - each, max(on.token_budget, before + longest))
-    examples = max(1.0, (places - before) / each)
-    width, layers = on.width, shapes["layers"]
-    keys = shapes["kv_heads"] * shapes["head_dim"]
-    layer = places * (
-        HIDDEN * shapes["hidden"] + INTERMEDIATE * width * shapes["intermediate"]
-    ) + KEYS * width * keys * (places + examples * (before + longest))
-    if not on.gpu and longest <= SHORT:
-        seen = before**2 + examples * longest * (before + longest)
-        layer += SCORES * width * shapes["heads"] * seen
-    if not method.frozen_base:
-        layer += places * (WHOLE_HIDDEN * shapes["hidden"] + width * shapes["intermediate"])
-    inputs = sum(into * count for into, _, count in method.adapted(shapes, params)) / layers
-    # With dropout the mask is kept as well as what it left.
-    layer += places * inputs * width * (2 if getattr(params, "dropout", 0) else 1)
-    if params.gradient_checkpointing:
-        kept = layers * places * shapes["hidden"] * width + layer
-    else:
-        kept = layers * layer
-    return float(kept + LOSS * examples * texts.answer * shapes["vocabulary"])
-
-
-def _seconds(
-    db: Session, experiment: Experiment, method: Method, params: Any, texts: Texts, gpu: bool
-) -> tuple[float, bool]:
-    """From claim to end, and whether that is told from runs of the same base model and method."""
-    tokens = texts.rows * texts.tokens * params.num_epochs
-    ended = (
-        select(Run.id, Run.train_seconds, Run.finished_at - Run.started_at)
-        .join(Experiment, Run.experiment_id == Experiment.id)
-        .where(Run.state == "succeeded", Run.method == method.key, Run.attempt == 1)
-        .where(Experiment.base_model_id == experiment.base_model_id, Run.train_seconds > 0)
-    )
-    found = db.execute(ended.order_by(Run.finished_at.desc()).limit(5)).all()
-    seen = select(func.max(Point.tokens)).where(
-        Point.run_id.in_([run_id for run_id, _, _ in found]), Point.kind == "train"
-    )
-    done = sum(db.scalars(seen.group_by(Point.run_id)).all())
-    if done:
-        trained = sum(seconds for _, seconds, _ in found)
-        beside = sum((whole or 0.0) - seconds for _, seconds, whole in found) / len(found)
-        return tokens * trained / done + max(0.0, beside), True
-    work = (4 if method.frozen_base else 6) * experiment.base_model.shapes["parameters"]
-    held_out = len(experiment.split["validation"]) * 10 + len(experiment.split["test"]) * 4
-    looked = held_out * texts.tokens / 3  # forwards only
-    return START_SECONDS + (tokens + looked) * work / SPEED[gpu], False
-
-
-def _bytes(base_model: BaseModel, method: Method, params: Any) -> int:
-    """On the disk at most: checkpoints of values and two moments, and the best and last model."""
-    trained = method.num_trained(base_model.shapes, params)
-    model = 4 * trained if method.frozen_base else 2 * base_model.shapes["parameters"]
-    return int(CHECKPOINTS * 12 * trained + 2 * (model + 4e6))  # with a tokenizer each
+    machines = {
+        calibration.CPU: Machine(False, width),
+        calibration.GPU: Machine(True, 2, budget),
+    }
+    return machines, calibration.GPU if cards else calibration.CPU

@@ -229,7 +229,8 @@ def retry(db: Session, run_id: str) -> Run:
     if old.state not in {"failed", "cancelled"}:
         _refuse(db, run_id, "be tried again")
     new = Run(id=new_id(), experiment_id=old.experiment_id, method=old.method, params=old.params)
-    new.forecast = forecast.make(db, old.experiment, old.method, old.params)
+    kept = {name: old.forecast[name] for name in ("override",) if name in old.forecast}
+    new.forecast = forecast.make(db, old.experiment, old.method, old.params) | kept
     new.position = behind(db)
     db.add(new)
     db.commit()

@@ -8,6 +8,8 @@ from sqlalchemy import BigInteger, ForeignKey, Index, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from app.database import Table
+from app.worker_tables import Rehearsal as Rehearsal  # all tables are had from here
+from app.worker_tables import Worker as Worker
 
 
 def new_id() -> str:
@@ -230,17 +232,3 @@ class Completion(Table):
     first_token_seconds: Mapped[float | None]
     tokens_per_second: Mapped[float | None]
     created_at: Mapped[float] = mapped_column(default=time.time)
-
-
-class Worker(Table):
-    """A worker process that was alive at `beat_at`. Kind: tuner or generator."""
-
-    id: Mapped[str] = mapped_column(primary_key=True)
-    kind: Mapped[str]
-    host: Mapped[str]
-    pid: Mapped[int]
-    device: Mapped[str] = mapped_column(default="")
-    memory_mb: Mapped[float | None]
-    num_devices: Mapped[int] = mapped_column(default=1)
-    started_at: Mapped[float] = mapped_column(default=time.time)
-    beat_at: Mapped[float] = mapped_column(default=time.time)

@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 
 from app import (
     base_models,
+    calibration,
     database,
     datasets,
     experiments,
@@ -23,7 +24,7 @@ from app import (
 )
 from app.comparison import figures
 from app.errors import Invalid, Unavailable
-from app.tables import BaseModel, Dataset, Experiment
+from app.tables import BaseModel, Dataset, Experiment, Run
 
 MOST_LABELS = 100  # more distinct outputs than this are no labels
 
@@ -39,6 +40,7 @@ class Question(NamedTuple):
     name: str
     seed: int
     parameters: list[str]
+    override: bool = False
 
 
 class Result(NamedTuple):
@@ -104,6 +106,8 @@ def tune(question: Question, notes: Console) -> Result:
         with database.session() as db:
             experiment = _create(db, question, chosen)
         notes.print(f"Experiment {experiment.id}: {experiment.name}", highlight=False, markup=False)
+        for run in experiment.runs:
+            notes.print(_forecast(run), highlight=False, markup=False)
         _follow(experiment, notes)
         with database.reading() as db:
             experiment = experiments.get(db, experiment.id)
@@ -151,7 +155,19 @@ def _create(db: Session, question: Question, chosen: dict[str, dict[str, Any]]) 
         labels=labels,
         seed=question.seed,
         methods=chosen,
+        override=question.override,
     )
+
+
+def _forecast(run: Run) -> str:
+    """What a run will take, in a line."""
+    label, told = methods.get(run.method).label, run.forecast
+    if not told:
+        return f"{label}: no forecast, as the base model's shapes are not known."
+    gpu = told["device_kind"] == calibration.GPU
+    need = (told["gpu_memory_mb"] if gpu else told["memory_mb"]) / 1000
+    low, high = (told[name] / 60 for name in ("seconds_low", "seconds_high"))
+    return f"{label}: about {need:.1f} GB of memory, {low:.1f} to {high:.1f} min."
 
 
 def _chosen(question: Question) -> dict[str, dict[str, Any]]:

@@ -157,6 +157,7 @@ FLOORS: list[set[str]] = [
     {"database", "files"},
     {
         "tables",
+        "worker_tables",
         "queue",
         "methods.",
         "examples",
@@ -168,8 +169,10 @@ FLOORS: list[set[str]] = [
         "migrate",
         "valkey",
     },
-    {"snapshots"},
-    {"capacity"},
+    {"snapshots", "datasets"},
+    {"capacity", "lengths", "rehearsals"},
+    {"draws"},
+    {"arithmetic", "calibration"},
     {"forecast"},
     {
         "runs",
@@ -179,11 +182,10 @@ FLOORS: list[set[str]] = [
         "claims",
         "workers",
         "points",
-        "datasets",
         "base_models",
         "tuned_models",
     },
-    {"misfits"},
+    {"misfits", "verdicts"},
     {
         "comparison.",
         "experiments",
@@ -199,6 +201,7 @@ FLOORS: list[set[str]] = [
     {"cli", "web."},
 ]
 SAME_FLOOR = {
+    ("tables", "worker_tables"),
     ("valkey", "queue"),  # where the socket is
     ("prompts", "chat"),
     ("prompts", "examples"),

@@ -1,16 +1,30 @@
 """Forecasts: arithmetic on shapes, against what real runs took, and stored with each new run."""
 
+import random
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy.orm import Session
 
-from app import experiments, forecast, methods, points, runs
-from app.forecast import Machine, Texts
+from app import (
+    arithmetic,
+    datasets,
+    draws,
+    experiments,
+    lengths,
+    methods,
+    points,
+    prompts,
+    runs,
+    storage,
+)
+from app.arithmetic import Machine
+from app.lengths import Lengths
 from app.tables import BaseModel, Run
-from tests import factories
-from worker import recorder
+from tests import factories, tiny
+from worker import packing, recorder
 
 SMOLLM2 = {
     "parameters": 134515008,
@@ -35,15 +49,18 @@ SMOLLM2 = {
     "dtype_bytes": 2,
 }
 CPU = Machine()
-TICKETS = Texts(rows=189, shared=53.0, prompt=90.2, answer=2.7, longest=141.0)
+TICKETS = Lengths(((90, 3),) * 60 + ((138, 3),) * 2, ((138, 3),), 53)
 
 
 def _memory(
-    key: str, texts: Texts = TICKETS, machine: Machine = CPU, **params: Any
-) -> forecast.Memory:
+    key: str, texts: Lengths = TICKETS, machine: Machine = CPU, **params: Any
+) -> arithmetic.Memory:
     method = methods.get(key)
     base_model = BaseModel(shapes=SMOLLM2, quantization=None)
-    return forecast.memory(base_model, method, method.schema(**params), texts, machine)
+    checked = method.schema(**params)
+    steps, work = draws.drawn(method, checked, texts, 189, machine.token_budget)
+    rows = [row for step in steps for row in step]
+    return arithmetic.memory(base_model, method, checked, rows, work.updates, machine)
 
 
 def _total(key: str, **how: Any) -> float:
@@ -72,7 +89,7 @@ def test_each_part_is_a_figure_of_its_own() -> None:
         ({"target_modules": "q_proj, v_proj"}, {}),
         ({"dropout": 0.0}, {"dropout": 0.1}),
         ({"machine": Machine(width=2)}, {"machine": Machine(width=4)}),
-        ({"texts": TICKETS._replace(answer=2)}, {"texts": TICKETS._replace(answer=40)}),
+        ({"texts": TICKETS}, {"texts": TICKETS._replace(rows=((90, 40),) * 62)}),
     ],
 )
 def test_what_takes_less_memory(less: dict[str, Any], more: dict[str, Any]) -> None:
@@ -80,21 +97,55 @@ def test_what_takes_less_memory(less: dict[str, Any], more: dict[str, Any]) -> N
 
 
 def test_a_row_holds_no_more_than_the_budget() -> None:
-    small = _total("lora", batch_size=16, accumulate_steps=4)
-    assert _total("lora", batch_size=16, accumulate_steps=64) == small
-    assert _total("lora", texts=TICKETS._replace(longest=4000.0), batch_size=16) > small
+    same = Lengths(((90, 3),) * 300, (), 53)
+    # Three updates each: with more of them memory creeps up.
+    small = _total("lora", texts=same, batch_size=16, accumulate_steps=4, num_epochs=1)
+    assert _total("lora", texts=same, batch_size=16, accumulate_steps=16, num_epochs=3) == small
+    longer = Lengths(((4000, 3),) * 300, (), 53)
+    assert _total("lora", texts=longer, batch_size=16, max_length=4096) > small
 
 
 def test_full_tuning_is_spread_over_devices() -> None:
-    method = methods.get("full")
-    params = method.schema().model_copy(update={"devices": 4})
-    base_model = BaseModel(shapes=SMOLLM2, quantization=None)
-    found = forecast.memory(base_model, method, params, TICKETS, Machine(gpu=True))
-    assert found.optimizer == 2 * 134515008 / 2**20
+    one, four = (_memory("full", devices=count) for count in (1, 4))
+    assert four.optimizer == one.optimizer / 4 == 2 * 134515008 / 2**20
+
+
+@pytest.mark.parametrize(("budget", "virtual"), [(1024, 0), (150, 0), (150, 20), (10, 3)])
+def test_rows_are_packed_as_the_worker_packs_them(budget: int, virtual: int) -> None:
+    drawing = random.Random(budget)
+    texts = [
+        packing.Row([1, 2, 3, *drawing.choices(range(5, 60), k=size)], [*range(1, 2 + size % 4)])
+        for size in drawing.choices(range(2, 60), k=24)
+    ]
+    shared = packing.shared_prefix(texts)
+    pairs = [(len(one.prompt_ids), len(one.answer_ids)) for one in texts]
+    mine = draws.packed(pairs, shared, virtual, budget)
+    theirs = packing.pack(texts, budget, virtual)
+    assert [row.places for row in mine] == [row.tokens for row in theirs]
+    assert [row.targets for row in mine] == [len(row.targets) for row in theirs]
+    assert [len(row.lengths) for row in mine] == [sum(block.examples for block in row.layout.blocks) for row in theirs]  # type: ignore[union-attr]
+    assert [max(row.lengths) for row in mine] == [row.layout.longest for row in theirs]  # type: ignore[union-attr]
+
+
+def test_lengths_are_counted_as_the_model_reads(db: Session, tiny_model: Path) -> None:
+    base, data = factories.base_model(db), factories.dataset(db)
+    estimated = lengths.of(base, data, factories.TEMPLATE, factories.LABELS)
+    assert not estimated.counted  # its tokenizer is not here
+    tiny.tokenizer(storage.base_model_folder(base.id))
+    prompts.formatter.cache_clear()
+    found = lengths.of(base, data, factories.TEMPLATE, factories.LABELS)
+    formatter = prompts.formatter(storage.base_model_folder(base.id))
+    rows = [
+        formatter.row(factories.TEMPLATE, factories.LABELS, row, 8192)
+        for row in datasets.rows(data)
+    ]
+    assert list(found.rows) == [(len(row.prompt_ids), len(row.answer_ids)) for row in rows]
+    assert found.shared == packing.shared_prefix(rows)
+    assert sum(found.longest[0]) == max(found.totals())
 
 
 def test_as_many_checkpoints_as_are_kept_and_one_more() -> None:
-    assert forecast.CHECKPOINTS == recorder.KEPT + 1
+    assert arithmetic.CHECKPOINTS == recorder.KEPT + 1
 
 
 def _base(db: Session) -> BaseModel:
@@ -121,11 +172,13 @@ def test_a_new_run_has_its_forecast(any_db: Session) -> None:
     found = run.forecast
     assert found["memory_mb"] == pytest.approx(sum(found["parts"].values()), abs=1)
     assert found["gpu_memory_mb"] == pytest.approx(sum(found["gpu_parts"].values()), abs=1)
-    assert found["bytes"] > forecast.CHECKPOINTS * 12 * 4884480
+    assert found["bytes"] > arithmetic.CHECKPOINTS * 12 * 4884480
     assert not found["measured"]
     (longer,) = _create(any_db, run.experiment.base_model, lora={"num_epochs": 20})
-    assert longer.forecast["seconds"] > 2 * found["seconds"]
-    assert longer.forecast["memory_mb"] == found["memory_mb"]
+    assert longer.forecast["train_seconds"] == pytest.approx(10 * found["train_seconds"], rel=0.05)
+    assert longer.forecast["seconds"] > found["seconds"]
+    assert longer.forecast["gpu_memory_mb"] == found["gpu_memory_mb"]
+    assert longer.forecast["memory_mb"] > found["memory_mb"]  # a CPU's creeps up
 
 
 def test_time_is_told_from_runs_that_ended(any_db: Session) -> None:

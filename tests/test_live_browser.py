@@ -10,11 +10,10 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 from sqlalchemy.orm import Session
 
-from app import completions, points, prompts, runs, storage
+from app import completions, lengths, points, prompts, runs, storage
 from app.comparison import baselines
 from app.comparison.baselines import Given
 from app.tables import Experiment, Run
-from app.web import previews
 from tests import factories, tiny, web
 from tests.factories import measured
 
@@ -159,7 +158,7 @@ def test_when_a_run_ends_its_panel_and_the_comparison_follow(
 
 def test_the_form_adapts_previews_and_keeps_the_keyboard(page: Page, db: Session) -> None:
     prompts.formatter.cache_clear()
-    previews._lengths.cache_clear()
+    lengths._counted.cache_clear()
     base = factories.base_model(db)
     tiny.tokenizer(storage.base_model_folder(base.id))
     factories.dataset(db, [(HOSTILE, label) for label in ("yes", "no") * 30])

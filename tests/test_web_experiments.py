@@ -16,6 +16,7 @@ from app import (
     database,
     datasets,
     experiments,
+    lengths,
     methods,
     points,
     prompts,
@@ -25,7 +26,7 @@ from app import (
 from app.comparison import baselines
 from app.comparison.baselines import Given
 from app.tables import BaseModel, Dataset, Experiment, Run
-from app.web import formats, panels, previews
+from app.web import formats, panels
 from tests import factories, tiny, web
 from tests.factories import measured
 
@@ -40,7 +41,7 @@ def browser(db: Session) -> TestClient:
 @pytest.fixture
 def ready(db: Session) -> tuple[BaseModel, Dataset]:
     """A base model with a tokenizer, and a dataset."""
-    previews._lengths.cache_clear()
+    lengths._counted.cache_clear()
     prompts.formatter.cache_clear()
     base_model = factories.base_model(db)
     tiny.tokenizer(storage.base_model_folder(base_model.id))
@@ -457,7 +458,7 @@ def test_time_left_is_a_range_once_it_can_be_told(
     ],
 )
 def test_spans_are_told_in_one_unit(low: float, high: float, words: str) -> None:
-    assert panels.span(low, high) == words
+    assert formats.span(low, high) == words
 
 
 def test_acts_on_a_run_lead_back_to_its_experiment(

@@ -11,7 +11,7 @@ LITTLE = 2**20  # bytes that may have been asked for when a write of unknown siz
 
 def let_go(run_id: str, attempt: int, error: Exception) -> None:
     """The run goes on with less memory if it can, waits if the disk is full, else it has failed."""
-    if _is_lack_of_memory(error) and database.lasting(lambda db: relief.take(db, run_id, attempt)):
+    if is_lack_of_memory(error) and database.lasting(lambda db: relief.take(db, run_id, attempt)):
         return
     if space.is_full(error):
         database.lasting(lambda db: space.wait(db, run_id, attempt, error, LITTLE))
@@ -20,7 +20,8 @@ def let_go(run_id: str, attempt: int, error: Exception) -> None:
         database.lasting(lambda db: runs.fail(db, run_id, attempt, words))
 
 
-def _is_lack_of_memory(error: BaseException) -> bool:
+def is_lack_of_memory(error: BaseException) -> bool:
+    """Whether the machine, or its accelerator, had no memory left."""
     lacks = (torch.OutOfMemoryError, MemoryError)
     return isinstance(error, lacks) or "can't allocate" in str(error)
 
@@ -28,7 +29,7 @@ def _is_lack_of_memory(error: BaseException) -> bool:
 def _in_words(error: Exception) -> str:
     if isinstance(error, StudioError):
         return error.message
-    if _is_lack_of_memory(error):
+    if is_lack_of_memory(error):
         return (
             "The machine has not enough memory for this run, not even for one example at a time "
             "with activation checkpointing. Choose a shorter maximum length, QLoRA, or a smaller "

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from app import capacity, claims, database, misfits, processes, runs, workers
+from app import capacity, claims, database, misfits, processes, rehearsals, runs, workers
 from app.capacity import Room, Taken
 from app.errors import LostClaim
 from app.settings import settings
@@ -50,6 +50,7 @@ class Tuner(Keeper):
         super().__init__()
         self.spare: Child | None = None
         self.tasks: list[Task] = []
+        self.rehearsal: tuple[Child, str] | None = None  # with its key
         self.swept = self.told = 0.0
 
     def look(self) -> None:
@@ -58,6 +59,7 @@ class Tuner(Keeper):
         self._reap()
         self._sweep()
         self._prepare()
+        self._rehearse()
         while not self.stopping.is_set() and self._claim():
             self._prepare()
 
@@ -67,6 +69,7 @@ class Tuner(Keeper):
             self.swept = moment
             with database.session() as db:
                 claims.sweep(db)
+                rehearsals.free_orphans(db, [one.id for one in workers.alive(db)])
         if moment - self.told > TELL_SECONDS:
             self.told = moment
             with database.session() as db:
@@ -77,8 +80,31 @@ class Tuner(Keeper):
         if self.spare is None or self.spare.poll() is not None:
             self.spare = self.child("worker.run", self.worker.id)
 
+    def _rehearse(self) -> None:
+        """One rehearsal at a time and beside no run: what else is at work would be measured too.
+
+        It goes before the runs that wait, since a person waits for it and it is short.
+        """
+        if self.rehearsal and (ended := self.rehearsal[0].poll()) is not None:
+            child, key = self.rehearsal
+            self.rehearsal = None
+            if ended:
+                with database.session() as db:
+                    reason = f"The process that rehearsed {processes.ended(child)}."
+                    rehearsals.fail(db, key, reason)
+        if self.rehearsal or self.tasks or self._room() is None:
+            return
+        with database.session() as db:
+            asked = rehearsals.claim(db, self.worker.id)
+        if asked:
+            child = self.child("worker.rehearse", asked.key)
+            self.rehearsal = (child, asked.key)
+            threading.Thread(target=self._wake_at_end, args=(child,), daemon=True).start()
+
     def _claim(self) -> bool:
         """Begin the next run that fits; whether there was one."""
+        if self.rehearsal:
+            return False
         place = self._room()
         if place is None:
             return False
@@ -150,6 +176,7 @@ class Tuner(Keeper):
         if self.spare:
             self.spare.kill()
             self.spare.wait()
+        self._let_go_rehearsal()
         for task in self.tasks:
             task.child.send_signal(signal.SIGTERM)
         deadline = time.monotonic() + SAVE_SECONDS
@@ -165,3 +192,11 @@ class Tuner(Keeper):
                     "The worker was stopped before it could save; what was saved before is kept."
                 )
                 runs.settle(db, task.run_id, task.attempt, reason)
+
+    def _let_go_rehearsal(self) -> None:
+        if self.rehearsal:
+            child, _ = self.rehearsal
+            child.kill()
+            child.wait()
+            with contextlib.suppress(SQLAlchemyError), database.session() as db:
+                rehearsals.free(db, self.worker.id)

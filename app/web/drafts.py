@@ -108,6 +108,7 @@ def submit(db: Session, draft: Draft) -> Experiment | None:
             labels=lines(sent.get("labels", "")),
             seed=int(sent["seed"]),
             methods=chosen,
+            override="override" in sent,
         )
     except StudioError as problem:
         db.rollback()

@@ -60,7 +60,9 @@ def size(num_bytes: float | None) -> str:
 
 def memory(megabytes: float | None) -> str:
     """Megabytes as the workers measure them."""
-    return NOTHING if megabytes is None else size(megabytes * 1e6)
+    if megabytes is None or megabytes >= 1:
+        return NOTHING if megabytes is None else size(megabytes * 1e6)
+    return f"{megabytes:.1f} MB" if megabytes >= 0.05 else "0 MB"
 
 
 def duration(seconds: float | None) -> str:
@@ -85,6 +87,25 @@ def between(found: tuple[float, float] | None, words: Callable[[float], str]) ->
         return NOTHING
     low, high = words(found[0]), words(found[1])
     return low if low == high else f"{low} to {high}"
+
+
+def span(low: float, high: float) -> str:
+    """Two times in one unit: 2 to 3 min."""
+    for unit, seconds in (("h", 3600.0), ("min", 60.0), ("s", 1.0)):
+        if high >= 2 * seconds or unit == "s":
+            first, last = int(low / seconds), int(high / seconds + 0.999)
+            if not first and last > 1:
+                return f"up to {last} {unit}"
+            return f"{last} {unit}" if first >= last else f"{first} to {last} {unit}"
+    raise AssertionError("seconds fit always")
+
+
+def errors(low: float, high: float) -> str:
+    """Shares with their signs: -3 to +9 %; once where they read the same."""
+    first, last = (
+        f"{round(share * 100):+d}" if round(share * 100) else "0" for share in (low, high)
+    )
+    return f"{first} %" if first == last else f"{first} to {last} %"
 
 
 def ago(at: float | None) -> str:

@@ -114,13 +114,4 @@ def time_left(run: Run, trained: Sequence[Any]) -> str:
         first, last = trained[0], trained[-1]
         paces.append((last.seconds - first.seconds) / (last.step - first.step))
     steps = max(0, run.num_steps - run.step)
-    return span(min(paces) * 0.9 * steps, max(paces) * 1.15 * steps)
-
-
-def span(low: float, high: float) -> str:
-    """Two times in one unit: 2 to 3 min."""
-    for unit, seconds in (("h", 3600.0), ("min", 60.0), ("s", 1.0)):
-        if high >= 2 * seconds or unit == "s":
-            first, last = int(low / seconds), int(high / seconds + 0.999)
-            return f"{last} {unit}" if first >= last else f"{first} to {last} {unit}"
-    raise AssertionError("seconds fit always")
+    return formats.span(min(paces) * 0.9 * steps, max(paces) * 1.15 * steps)

@@ -2,17 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import pydantic
 
-from app import datasets, files, prompts
+from app import datasets, files, lengths, prompts
 from app.errors import Invalid
 from app.tables import Dataset
 from app.web import drafts
-
-MOST_ROWS = 2000  # looked at for lengths; of a larger dataset every n-th row
 
 
 @dataclass(frozen=True)
@@ -59,7 +56,7 @@ def _preview(
     example = datasets.preview(dataset, row)[-1]
     prompt = formatter.prompt_ids(template, example.input, labels)
     answer = formatter.answer_ids(example.output)
-    lengths = _lengths(base_model_id, _Rows(dataset), template, labels)
+    totals = lengths.counted(base_model_id, dataset, template, labels).totals()
     return Preview(
         row=row,
         num_rows=dataset.num_examples,
@@ -68,48 +65,20 @@ def _preview(
         prompt_tokens=len(prompt),
         answer_tokens=len(answer),
         has_chat=formatter.has_chat,
-        fits=[said for card in cards if card.checked and (said := _fit(card, sent, lengths))],
+        fits=[said for card in cards if card.checked and (said := _fit(card, sent, totals))],
     )
 
 
-class _Rows:
-    """A dataset as a key of the cache below: equal by its id, since it never changes."""
-
-    def __init__(self, dataset: Dataset) -> None:
-        self.dataset = dataset
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Rows) and other.dataset.id == self.dataset.id
-
-    def __hash__(self) -> int:
-        return hash(self.dataset.id)
-
-
-@lru_cache(maxsize=16)
-def _lengths(
-    base_model_id: str, which: _Rows, template: str, labels: tuple[str, ...]
-) -> tuple[int, ...]:
-    """Tokens of each row, prompt and answer."""
-    formatter = prompts.formatter(files.tokenizer(base_model_id))
-    rows = datasets.rows(which.dataset)
-    rows = rows[:: -(-len(rows) // MOST_ROWS)]
-    return tuple(
-        len(formatter.prompt_ids(template, row.input, labels))
-        + len(formatter.answer_ids(row.output))
-        for row in rows
-    )
-
-
-def _fit(card: drafts.Card, sent: Mapping[str, str], lengths: Sequence[int]) -> str:
+def _fit(card: drafts.Card, sent: Mapping[str, str], totals: Sequence[int]) -> str:
     """How many rows are longer than this method takes; empty while its parameters are wrong."""
     try:
         params = card.method.schema.model_validate(drafts.params_of(card.method.key, sent))
     except pydantic.ValidationError:
         return ""
     virtual = card.method.virtual_tokens(params)
-    cut = sum(length + virtual > params.max_length for length in lengths)
+    cut = sum(length + virtual > params.max_length for length in totals)
     beside = f" beside {virtual} virtual ones" if virtual else ""
     room = f"{params.max_length - virtual:,} tokens{beside}"
     if not cut:
         return f"{card.method.label}: every row fits into {room}."
-    return f"{card.method.label}: {cut:,} of {len(lengths):,} rows are cut to {room}."
+    return f"{card.method.label}: {cut:,} of {len(totals):,} rows are cut to {room}."

@@ -37,7 +37,7 @@ from app.settings import settings
 from app.tables import Run
 from tests import factories, servers, web
 from tests.engine import QUICK
-from worker import answer, backbones, export, prepare, sharing
+from worker import answer, export, hardware, prepare, sharing
 from worker import run as worker_run
 from worker.keeper import SAVED
 
@@ -165,11 +165,11 @@ def test_a_run_goes_from_machine_to_machine(
         asked = completions.ask(
             db, base_model_id=model_id, run_ids=[None, run.id], input="Hello", template="{{input}}"
         )
-        answer.answer(completions.claim_ask(db, "g"), answer.Models(backbones.hardware()))
+        answer.answer(completions.claim_ask(db, "g"), answer.Models(hardware.find()))
         assert [one.state for one in completions.of(db, asked)] == ["done", "done"]
         tuned_models.ask_whole(db, run.id)
         tuned_models.claim_whole(db, "g")
-        export.whole(runs.get(db, run.id), backbones.hardware())
+        export.whole(runs.get(db, run.id), hardware.find())
         tuned_models.finish_whole(db, run.id)
     whole = _contents(storage.whole_model_folder(run.id))
 

@@ -5,11 +5,12 @@ from typing import Annotated, Any
 import pydantic
 from fastapi import APIRouter, Query
 from fastapi.responses import Response
+from sqlalchemy.orm import Session
 
 from app import datasets, experiments, points, prompts, trash
 from app.comparison import figures
 from app.tables import Experiment
-from app.web import panels
+from app.web import outlooks, panels
 from app.web.api import runs
 from app.web.sessions import Reading, Writing
 
@@ -27,6 +28,7 @@ class NewExperiment(pydantic.BaseModel):
     template: str | None = None  # the task's own
     labels: list[str] | None = None  # the dataset's own
     seed: int = 1
+    override: bool = False  # start runs too that fit no tuning worker alive
 
 
 def _plain(experiment: Experiment) -> dict[str, Any]:
@@ -38,6 +40,16 @@ def _plain(experiment: Experiment) -> dict[str, Any]:
     return plain | more | {"runs": shown}
 
 
+def _given(db: Session, wanted: NewExperiment) -> dict[str, Any]:
+    """With the task's template and the dataset's labels where none were named."""
+    given = wanted.model_dump()
+    if given["template"] is None and wanted.task in prompts.TASKS:
+        given["template"] = prompts.TASKS[wanted.task].template
+    if given["labels"] is None:
+        given["labels"] = datasets.labels(datasets.get(db, wanted.dataset_id))
+    return given | {"template": given["template"] or ""}
+
+
 @router.get("")
 def list_all(db: Reading) -> list[dict[str, Any]]:
     """Every experiment with its runs, newest first."""
@@ -47,12 +59,21 @@ def list_all(db: Reading) -> list[dict[str, Any]]:
 @router.post("", status_code=201)
 def create(db: Writing, wanted: NewExperiment) -> dict[str, Any]:
     """Start an experiment: each method becomes a run in the queue."""
-    given = wanted.model_dump()
-    if given["template"] is None and wanted.task in prompts.TASKS:
-        given["template"] = prompts.TASKS[wanted.task].template
-    if given["labels"] is None:
-        given["labels"] = datasets.labels(datasets.get(db, wanted.dataset_id))
-    return _plain(experiments.create(db, **given | {"template": given["template"] or ""}))
+    return _plain(experiments.create(db, **_given(db, wanted)))
+
+
+@router.post("/forecast")
+def forecast(db: Reading, wanted: NewExperiment) -> dict[str, Any]:
+    """What each method would take and whether it fits, by the same arithmetic as the form; nothing is stored."""
+    return outlooks.told(db, experiments.asked(db, **_given(db, wanted)))
+
+
+@router.post("/rehearse", status_code=202)
+def rehearse(db: Writing, after: Reading, wanted: NewExperiment) -> dict[str, Any]:
+    """Have a tuner rehearse each method: two steps on its longest batch. `forecast` says how far it is."""
+    asked = experiments.asked(db, **_given(db, wanted))
+    outlooks.rehearse_all(db, asked)
+    return outlooks.told(after, asked)
 
 
 @router.post("/examples/{key}", status_code=201)

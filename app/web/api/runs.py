@@ -24,6 +24,7 @@ FIELDS = (
     "best_step",
     "best_loss",
     "train_seconds",
+    "forecast",
     "figures",
     "scores",
     "created_at",

@@ -8,7 +8,7 @@ from starlette.datastructures import FormData
 
 from app import base_models, database, datasets, experiments, trash
 from app.errors import NotFound
-from app.web import curves, drafts, live, panels, previews, streams
+from app.web import curves, drafts, live, outlooks, panels, previews, streams
 from app.web.pages import redirect, render
 from app.web.sessions import Reading, Writing
 
@@ -40,10 +40,16 @@ def every(request: Request, db: Reading) -> Response:
     return render(request, "experiments.html", lines=lines, examples=datasets.EXAMPLES)
 
 
-def _draft(request: Request, db: Any, draft: drafts.Draft, status: int = 200) -> Response:
+def _page(db: Any, draft: drafts.Draft) -> dict[str, Any]:
     page = drafts.page(db, draft)
-    preview = previews.of(draft.sent, page)
-    return render(request, "new_experiment.html", status=status, preview=preview, **page)
+    return page | {
+        "preview": previews.of(draft.sent, page),
+        "outlooks": outlooks.of(db, draft.sent, page),
+    }
+
+
+def _draft(request: Request, db: Any, draft: drafts.Draft, status: int = 200) -> Response:
+    return render(request, "new_experiment.html", status=status, **_page(db, draft))
 
 
 @router.get("/new")
@@ -60,11 +66,16 @@ def adapt(request: Request, db: Reading, form: Sent) -> Response:
 
 @router.post("/preview")
 def preview(request: Request, db: Reading, form: Sent) -> Response:
-    """A row exactly as the model would see it, and the number of updates of each method."""
+    """A row exactly as the model would see it, and what each method will take."""
+    return render(request, "_previewed.html", **_page(db, drafts.read(form)))
+
+
+@router.post("/rehearse")
+def rehearse(request: Request, db: Writing, after: Reading, form: Sent) -> Response:
+    """Have a tuner rehearse the method of the button pressed; the form as it was, which then tells."""
     draft = drafts.read(form)
-    page = drafts.page(db, draft)
-    shown = previews.of(draft.sent, page)
-    return render(request, "_previewed.html", preview=shown, cards=page["cards"])
+    outlooks.rehearse(db, draft)
+    return _draft(request, after, draft)
 
 
 @router.post("")
