@@ -116,9 +116,9 @@ class _Child:
 
 
 class _Keeper(Tuner):
-    def __init__(self) -> None:
+    def __init__(self, device: str = "CPU") -> None:
         super().__init__()
-        self.worker.device, self.worker.memory_mb = "CPU", 4000.0
+        self.worker.device, self.worker.memory_mb = device, 4000.0
         self.begun: list[tuple[str, ...]] = []
         self.children: list[_Child] = []
 
@@ -128,9 +128,10 @@ class _Keeper(Tuner):
         return self.children[-1]
 
 
-def test_the_tuner_rehearses_before_the_next_run_and_beside_none(db: Session) -> None:
-    keeper = _Keeper()
-    factories.run(db, state="queued")
+@pytest.mark.parametrize("device", ["CPU", "GPU large"])  # which has room for several runs
+def test_the_tuner_rehearses_before_the_next_run_and_beside_none(db: Session, device: str) -> None:
+    keeper = _Keeper(device)
+    factories.run(db, forecast={"memory_mb": 100.0, "gpu_memory_mb": 100.0, "seconds": 9.0})
     key = rehearsals.ask(db, **ASKED).key
     assert keeper.tasks == []
     keeper.look()
