@@ -123,7 +123,9 @@ def test_rows_are_packed_as_the_worker_packs_them(budget: int, virtual: int) -> 
     theirs = packing.pack(texts, budget, virtual)
     assert [row.places for row in mine] == [row.tokens for row in theirs]
     assert [row.targets for row in mine] == [len(row.targets) for row in theirs]
-    assert [len(row.lengths) for row in mine] == [sum(block.examples for block in row.layout.blocks) for row in theirs]  # type: ignore[union-attr]
+    assert [len(row.lengths) for row in mine] == [
+        sum(block.examples for block in row.layout.blocks) for row in theirs
+    ]  # type: ignore[union-attr]
     assert [max(row.lengths) for row in mine] == [row.layout.longest for row in theirs]  # type: ignore[union-attr]
 
 

@@ -172,6 +172,19 @@ def test_it_follows_the_parameters_out_of_band(browser: TestClient, ready: Ready
     assert "The template needs {{input}}" in _cards(no)["lora"]
 
 
+def test_a_learning_rate_far_from_what_is_usual_is_doubted_not_refused(
+    browser: TestClient, ready: Ready
+) -> None:
+    sent = _form(ready, **{"lora.learning_rate": "0.3", "full.learning_rate": "0.0001"})
+    cards = _cards(browser.post("/experiments/new", data=sent).text)
+    doubt = "A learning rate of 0.3 is far too high: training may diverge. For LoRA, 0.00005 to 0.002 is usual."
+    assert doubt in cards["lora"]
+    assert "far too" not in cards["full"]
+    low = METHODS["prompt_tuning"].schema(learning_rate=1e-5)
+    assert "far too low: little may be learned" in METHODS["prompt_tuning"].doubt(low)
+    assert not any(method.doubt(method.schema()) for method in METHODS.values())
+
+
 def test_the_error_of_the_last_runs_is_shown(
     browser: TestClient, db: Session, ready: Ready
 ) -> None:

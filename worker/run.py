@@ -84,6 +84,8 @@ def _describe(job: Job) -> None:
     per_epoch = pace.steps_per_epoch(len(material.train), job.params)
     job.run.num_steps = per_epoch * job.params.num_epochs
     job.store(phase="loading", num_steps=job.run.num_steps, figures=job.run.figures)
+    if job.run.attempt == 1 and (doubt := job.method.doubt(job.params)):
+        job.tell(doubt, "warning")
     if material.num_cut:
         total = len(material.train) + len(material.validation) + len(material.test)
         job.tell(

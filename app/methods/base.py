@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 import pydantic
 from pydantic import ConfigDict, Field
 
+FAR = 3  # times outside the usual range, from which on a learning rate is doubted
 Marker = Literal["circle", "square", "triangle", "diamond"]
 
 
@@ -152,6 +153,17 @@ class Method:
     def virtual_tokens(self, params: Any) -> int:
         """How many tokens `soft_prefix` takes of the maximum length."""
         return 0
+
+    def doubt(self, params: Any) -> str:
+        """A sentence on a learning rate far outside of what the method bears; empty: none."""
+        (low, high), chosen = self.usual_rates, params.learning_rate
+        if low / FAR <= chosen <= high * FAR:
+            return ""
+        usual = " to ".join(f"{rate:.10f}".rstrip("0") for rate in (low, high))
+        much = "high: training may diverge" if chosen > high else "low: little may be learned"
+        return (
+            f"A learning rate of {chosen:g} is far too {much}. For {self.label}, {usual} is usual."
+        )
 
     def num_trained(self, shapes: dict[str, Any], params: Any) -> int:
         """How many values are trained on a base model of these shapes; for the forecast."""

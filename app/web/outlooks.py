@@ -71,6 +71,7 @@ class Outlook:
     size_bytes: int = 0
     spare_bytes: int = 0
     rehearsal: Rehearsal | None = None
+    doubt: str = ""  # of a parameter that is allowed and hardly meant
 
     @property
     def words(self) -> tuple[str, str]:
@@ -145,6 +146,7 @@ def told(db: Session, asked: Asked) -> dict[str, Any]:
             "forecast": known,
             "verdict": verdict.key,
             "advice": verdict.advice,
+            "doubt": methods.get(key).doubt(methods.get(key).schema.model_validate(params)),
             "rehearsal": done and {name: getattr(done, name) for name in REHEARSAL},
         }
     return answer
@@ -190,6 +192,7 @@ def _outlook(
         size_bytes=told["size_bytes"],
         spare_bytes=spare,
         rehearsal=rehearsals.find(db, asked.key(key, params)),
+        doubt=methods.get(key).doubt(checked),
     )
 
 
