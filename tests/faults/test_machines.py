@@ -376,7 +376,7 @@ def test_a_run_that_is_killed_here_goes_on_there_as_if_nothing_had_been(
     # Its own manifest, which is written last, lies beside the folder of its files.
     whole = f"/0000/{file_store.MANIFEST}"
     assert servers.wait_for(
-        lambda: [path for path in _stored(whole) if "/checkpoints/" in path], 300
+        lambda: [path for path in _stored("/checkpoints/") if path.endswith(whole)], 300
     )
     child.kill()
     child.communicate()
