@@ -231,18 +231,19 @@ def _checked_seed(seed: int) -> int:
 
 
 def tune_example(db: Session, key: str) -> Experiment:
-    """The first experiment of a newcomer: example data, default base model, all methods."""
+    """The first experiment of a newcomer: example data, default base model, all methods that fit."""
     example = datasets.EXAMPLES.get(key)
     if example is None:
         raise NotFound("There is no such example.")
-    return create(
-        db,
-        name=example.title,
-        base_model_id=base_models.add_default(db).id,
-        dataset_id=datasets.add_example(db, key).id,
-        task=example.task,
-        template=example.template,
-        labels=list(example.labels),
-        seed=1,
-        methods={key: method.quick for key, method in methods.METHODS.items()},
-    )
+    wanted: dict[str, Any] = {
+        "name": example.title,
+        "base_model_id": base_models.add_default(db).id,
+        "dataset_id": datasets.add_example(db, key).id,
+        "task": example.task,
+        "template": example.template,
+        "labels": list(example.labels),
+        "seed": 1,
+        "methods": {key: method.quick for key, method in methods.METHODS.items()},
+    }
+    wanted["methods"] = verdicts.fitting(db, *asked(db, **wanted))
+    return create(db, **wanted)

@@ -153,6 +153,19 @@ def check(
         )
 
 
+def fitting(
+    db: Session, asked: Given, chosen: Mapping[str, dict[str, Any]]
+) -> Mapping[str, dict[str, Any]]:
+    """Those that fit a tuning worker alive; all of them if none does, so that it is said why."""
+    found = places(db)
+    fit = {
+        key: params
+        for key, params in chosen.items()
+        if of(forecast.of(db, asked, key, params), params, found).key != TOO_LARGE
+    }
+    return fit or chosen
+
+
 def why(verdict: Verdict, params: Mapping[str, Any]) -> str:
     """What is too much, in a sentence."""
     place = verdict.place

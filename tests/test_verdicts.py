@@ -7,7 +7,17 @@ from typing import Any
 import pytest
 from sqlalchemy.orm import Session
 
-from app import capacity, claims, experiments, forecast, runs, tuning, verdicts, workers
+from app import (
+    base_models,
+    capacity,
+    claims,
+    experiments,
+    forecast,
+    runs,
+    tuning,
+    verdicts,
+    workers,
+)
 from app.capacity import Room
 from app.errors import Invalid
 from app.forecast import Given
@@ -163,3 +173,15 @@ def test_the_command_line_asks_for_the_same_word(db: Session, tmp_path: Path) ->
     assert re.fullmatch(
         r"Full fine tuning: about \d\.\d GB of memory, [\d.]+ to [\d.]+ min\.", said
     )
+
+
+def test_the_example_leaves_out_what_does_not_fit(any_db: Session) -> None:
+    base = base_models.add_default(any_db)
+    base.state, base.shapes = "ready", SMOLLM2
+    any_db.commit()
+    small = worker(any_db, 2800.0)
+    made = experiments.tune_example(any_db, "support_tickets")
+    assert {run.method for run in made.runs} == {"prompt_tuning", "lora", "qlora"}
+    workers.describe(any_db, small.id, "Tiny CPU", 500.0)
+    with pytest.raises(Invalid, match=r"Tiny CPU has 0\.5 GB"):
+        experiments.tune_example(any_db, "support_tickets")
