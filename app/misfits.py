@@ -23,8 +23,8 @@ def why(forecast: dict[str, Any], devices: int, rooms: Sequence[Room]) -> str:
     need = capacity.need(forecast, largest.gpu) or 0.0
     return (
         f"it needs about {need / 1000:.1f} GB of memory, and the largest has "
-        f"{largest.memory_mb / 1000:.1f} GB. It waits for a larger one. A smaller batch size, a "
-        "shorter maximum length, activation checkpointing or QLoRA take less."
+        f"{largest.memory_mb / 1000:.1f} GB. It waits for a larger one. A shorter "
+        "maximum length, activation checkpointing or QLoRA take less."
     )
 
 
