@@ -233,7 +233,9 @@ def test_training_gives_up_when_the_loss_stays_no_number(folder: Path) -> None:
     with pytest.raises(StudioError) as told:
         points.extend(item for item in setup.going() if isinstance(item, Measured))
     assert "step 3 of 9" in told.value.message
-    assert "0.4 is above what usually works (1e-05 to 0.0002)" in told.value.message
+    assert (
+        "a learning rate of 0.4, above what usually works (1e-05 to 0.0002)" in told.value.message
+    )
 
 
 @pytest.mark.parametrize("key", ["full", "prompt_tuning"])
