@@ -48,6 +48,14 @@ def test_the_peer_gets_the_studios_tokens_in_the_studios_order(tiny_model: Path)
         assert learned == [*row.answer_ids]
 
 
+def test_a_shorter_job_has_the_longest_example_of_two_steps(tiny_model: Path) -> None:
+    made = tiny_job(tiny_model, "lora")
+    short = made.shorter()
+    assert len(short.train) == 16
+    assert cases.lengths(short.train)["longest"] == cases.lengths(made.train)["longest"]
+    assert all(row in made.train for row in short.train)
+
+
 def test_the_peers_schedule_is_the_studios(tiny_model: Path) -> None:
     made = tiny_job(tiny_model, "lora")
     factor = peer.schedule(made)
