@@ -217,7 +217,7 @@ def _whole_models(db: Session) -> Iterator[Finding]:
 
 
 def _files(db: Session) -> Iterator[Finding]:
-    for path, why in leftovers.find(db):
+    for path, why, _ in leftovers.find(db):
         size = f"{storage.size(path) / 1e6:,.1f} MB"
         sentence = f"{storage.home_name(path)} {why} ({size})."
         yield Finding(sentence, "It is removed.", _removing(path))

@@ -8,6 +8,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app import runs, storage
+from app.settings import settings
 from app.storage import Path
 from app.tables import BaseModel, Dataset, Run
 
@@ -20,6 +21,7 @@ class Leftover(NamedTuple):
 
     path: Path
     why: str
+    deleted: bool = False  # whether it was deleted, rather than not written to its end
 
 
 def find(db: Session) -> list[Leftover]:
@@ -35,6 +37,14 @@ def find(db: Session) -> list[Leftover]:
     ]
     db.commit()
     return found
+
+
+def clear_cache(db: Session) -> None:
+    """Remove from this machine what was deleted on another one; without a file store nothing is a cache."""
+    if settings.files_url:
+        for one in find(db):
+            if one.deleted:
+                storage.remove(one.path)
 
 
 def _passes(path: Path) -> bool:
@@ -56,7 +66,7 @@ def _of_datasets(db: Session, paths: list[Path]) -> Iterator[Leftover]:
         if path.name.startswith(".upload-"):
             yield Leftover(path, "is of an upload that broke off")
         elif path.stem not in known:
-            yield Leftover(path, "belongs to no dataset")
+            yield Leftover(path, "belongs to no dataset", deleted=True)
 
 
 def _of_base_models(db: Session, paths: list[Path]) -> Iterator[Leftover]:
@@ -64,7 +74,7 @@ def _of_base_models(db: Session, paths: list[Path]) -> Iterator[Leftover]:
     for path in paths:
         owner = path.name.removeprefix(".").partition(".")[0]
         if owner not in states:
-            yield Leftover(path, "belongs to no base model")
+            yield Leftover(path, "belongs to no base model", deleted=True)
         elif path.name.endswith(".new") and states[owner] != "preparing":
             yield Leftover(path, "is of a preparation that broke off")
 
@@ -74,9 +84,9 @@ def _of_runs(db: Session, paths: list[Path]) -> Iterator[Leftover]:
     for path in paths:
         row = rows.get(path.name)
         if row is None:
-            yield Leftover(path, "belongs to no run")
+            yield Leftover(path, "belongs to no run", deleted=True)
         elif row.deleted_at is not None and storage.parts(path):
-            yield Leftover(path, "belongs to a tuned model that was deleted")
+            yield Leftover(path, "belongs to a tuned model that was deleted", deleted=True)
         elif row.state not in runs.HELD:
             yield from _half_written(path)
 

@@ -11,8 +11,9 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 from typer.testing import CliRunner
 
-from app import claims, database, disk, doctor, points, runs, storage, trash, workers
+from app import claims, database, disk, doctor, leftovers, points, runs, storage, trash, workers
 from app.cli import cli
+from app.settings import settings
 from app.tables import Checkpoint, Completion, Point, Run, Worker
 from tests import factories
 from tests.factories import measured
@@ -225,3 +226,22 @@ def test_others_are_kept_out_of_the_home_folder(home: Path, db: Session) -> None
     assert "may look into" in finding.sentence
     assert _mend_all() == []
     assert home.stat().st_mode & 0o077 == 0
+
+
+def test_what_another_machine_deleted_leaves_the_cache(
+    db: Session, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    run = _well(db)
+    db.commit()
+    kept = storage.run_folder(run.id)
+    gone, half = storage.run_folder("0" * 12), storage.run_folder(run.id) / ".half"
+    for folder in (gone, half):
+        folder.mkdir(parents=True, exist_ok=True)
+    _old(half)
+    leftovers.clear_cache(db)
+    assert gone.exists()  # without a file store nothing here is a cache
+    monkeypatch.setattr(settings, "files_url", f"file://{tmp_path}/store")
+    leftovers.clear_cache(db)
+    assert not gone.exists()
+    assert kept.exists()
+    assert half.exists()  # is for the doctor

@@ -4,7 +4,7 @@ import logging
 import threading
 import time
 
-from app import database, notices, trash
+from app import database, leftovers, notices, trash
 
 SWEEP_SECONDS = 60.0
 
@@ -36,6 +36,7 @@ class Housekeeping:
                 self.swept = time.monotonic()
                 with database.session() as db:
                     trash.sweep(db)
+                    leftovers.clear_cache(db)
             notices.send_due()
         except Exception:
             log.exception("Keeping house failed; it is tried again.")

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from app import capacity, claims, database, misfits, processes, rehearsals, runs, workers
+from app import capacity, claims, database, leftovers, misfits, processes, rehearsals, runs, workers
 from app.capacity import Room, Taken
 from app.errors import LostClaim
 from app.settings import settings
@@ -74,6 +74,7 @@ class Tuner(Keeper):
             self.told = moment
             with database.session() as db:
                 misfits.tell(db, self.worker.id)
+                leftovers.clear_cache(db)
 
     def _prepare(self) -> None:
         """Have a spare child, which also says what device and memory there is."""
