@@ -106,7 +106,7 @@ def test_the_studios_side_measures_a_training(tiny_model: Path, method: str) -> 
 def test_each_measurement_is_a_process_of_its_own(tiny_model: Path) -> None:
     found = measured("benchmarks.studio", tiny_job(tiny_model, "lora"))
     assert len(found["losses"]) == 3
-    with pytest.raises(Failed, match=r"exit code 1:[\s\S]*no-such-folder"):
+    with pytest.raises(Failed, match="exit code 1:\n"):
         measured("benchmarks.studio", tiny_job(Path("no-such-folder"), "lora"))
 
 
