@@ -6,7 +6,6 @@ import argparse
 import json
 import os
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any, NamedTuple
 
 import transformers
 
+from app import processes
 from app.base_models import DEFAULT
 from benchmarks import cases, growth, peer, report, runs
 from benchmarks.cases import Case, Job
@@ -50,15 +50,16 @@ def measured(module: str, job: Job) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         source, target, log = (Path(name) / part for part in ("job", "found", "log"))
         job.write(source)
-        # Threads that wait sleep on both sides: spinning makes a busy machine several times slower.
-        environment = {"OMP_WAIT_POLICY": "passive"} | os.environ
-        command = [sys.executable, "-m", module, str(source), str(target)]
         with log.open("w") as file:
-            done = subprocess.run(
-                command, env=environment, stdout=file, stderr=subprocess.STDOUT, check=False
+            # On both sides as the studio starts its own: threads that wait sleep, since spinning
+            # makes a busy machine several times slower; and none outlives an interrupted bench.
+            process = processes.start(
+                module, str(source), str(target), stdout=file, stderr=subprocess.STDOUT
             )
-        if done.returncode or not target.exists():
-            raise Failed(f"{module} ended with {done.returncode}:\n{log.read_text()[-2000:]}")
+            process.wait()
+        if process.returncode or not target.exists():
+            told = log.read_text()[-2000:]
+            raise Failed(f"{module} {processes.ended(process)}:\n{told}")
         return dict(json.loads(target.read_text()))
 
 

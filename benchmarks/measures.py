@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+from app import processes
 from benchmarks import cases
 from benchmarks.cases import UNCOUNTED, Job
 from worker import evaluate
@@ -94,5 +96,6 @@ def rate(job: Job, seconds: Sequence[float]) -> float:
 
 def main(measure: Callable[[Job], dict[str, Any]]) -> None:
     """A measuring process: reads its job from the first file named, writes what it found into the second."""
+    processes.die_with_parent(signal.SIGKILL)
     source, target = map(Path, sys.argv[1:])
     target.write_text(json.dumps(measure(cases.read(source))))

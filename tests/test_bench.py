@@ -9,7 +9,7 @@ import pytest
 
 from app.storage import REPOSITORY
 from benchmarks import cases, gemm, growth, measures, peer, report, studio
-from benchmarks.bench import Pair
+from benchmarks.bench import Failed, Pair, measured
 from benchmarks.cases import Case, Job
 from tests.engine import MACHINE, rows
 from worker import pace, packing, prepare
@@ -101,6 +101,13 @@ def test_the_studios_side_measures_a_training(tiny_model: Path, method: str) -> 
     assert 0 < found["held_out"] < 10
     assert found["gemm"]["share"] > 0
     assert found["obstacle"] == ""
+
+
+def test_each_measurement_is_a_process_of_its_own(tiny_model: Path) -> None:
+    found = measured("benchmarks.studio", tiny_job(tiny_model, "lora"))
+    assert len(found["losses"]) == 3
+    with pytest.raises(Failed, match="exit code 1:\n"):
+        measured("benchmarks.studio", tiny_job(Path("no-such-folder"), "lora"))
 
 
 def test_the_peak_begins_anew() -> None:
