@@ -12,7 +12,7 @@ from app import methods
 from tests import tiny
 from tests.engine import MACHINE, QUICK, rows
 from worker import attention, backbones, evaluate, hardware, packing, products, thrift
-from worker.backbones import inner
+from worker.backbones import inner, num_virtual
 
 HELD_NARROW = MACHINE._replace(dtype="bfloat16", products="float32")
 EXACT = 1e-5  # norm of the difference over the norm
@@ -46,7 +46,7 @@ def learned(
     model: Any, soft_prefix: Tensor | None, machine: hardware.Hardware
 ) -> dict[str, Tensor]:
     """The loss of some examples, and every gradient."""
-    virtual = 0 if soft_prefix is None else len(soft_prefix)
+    virtual = num_virtual(soft_prefix)
     (row,) = packing.pack(rows(8), 1024, virtual)
     torch.manual_seed(0)  # for models with a dropout of their own
     with attention.packed(inner(model), row.layout):

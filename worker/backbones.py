@@ -85,6 +85,11 @@ def accepts(model: Any, name: str) -> bool:
     return name in inspect.signature(type(model).forward).parameters
 
 
+def num_virtual(soft_prefix: Tensor | None) -> int:
+    """How many virtual tokens stand before a text."""
+    return 0 if soft_prefix is None else len(soft_prefix)
+
+
 def embed(backbone: Any, soft_prefix: Tensor, ids: Tensor) -> Tensor:
     """The prompt vector and then the embedded tokens, (rows, virtual + tokens, width)."""
     words: Tensor = backbone.get_input_embeddings()(ids)

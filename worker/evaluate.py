@@ -14,7 +14,7 @@ from torch.nn import functional
 from transformers.cache_utils import DynamicLayer
 
 from worker import attention, packing
-from worker.backbones import accepts, compute, embed, inner
+from worker.backbones import accepts, compute, embed, inner, num_virtual
 from worker.distributed import ALONE, Group
 from worker.generate import read, room
 from worker.hardware import Hardware
@@ -83,7 +83,7 @@ def losses(
     group: Group = ALONE,
 ) -> Iterator[list[Loss]]:
     """The loss of every example of this process's share, a packed row at a time."""
-    virtual = _virtual(soft_prefix)
+    virtual = num_virtual(soft_prefix)
     for packed, weight in group.rows(examples, machine.token_budget, virtual, plain=plain):
         row = packed.to(machine.device)
         with evaluating(model), attention.packed(inner(model), row.layout):
@@ -115,7 +115,7 @@ def answers(
     """
     model.eval()
     limits = [room(model, soft_prefix, prompt, max_new_tokens) for prompt in prompts]
-    virtual = _virtual(soft_prefix)
+    virtual = num_virtual(soft_prefix)
     common = packing.shared_prefix([packing.Row(prompt, ()) for prompt in prompts])
     begin = list(prompts[0][: common or (0 if virtual else 1)])
     _, cache = read(
@@ -163,10 +163,6 @@ def _batches(
         yield from (members[first : first + size] for first in range(0, len(members), size))
 
 
-def _virtual(soft_prefix: Tensor | None) -> int:
-    return 0 if soft_prefix is None else len(soft_prefix)
-
-
 def _padded(rest: list[list[int]], before: int) -> tuple[Tensor, Tensor]:
     """Token ids padded on the left, (rows, longest), and what may be seen, 0 at padding.
 
@@ -189,7 +185,7 @@ def _answer(
     start: Start | None,
 ) -> Iterator[list[tuple[int, list[int]]]]:
     """Go on from `start` with `rest`, padded on the left; after each token the rows that ended."""
-    ids, mask = _padded(rest, start.places if start else _virtual(soft_prefix))
+    ids, mask = _padded(rest, start.places if start else num_virtual(soft_prefix))
     ids, mask = ids.to(inner(model).device), mask.to(inner(model).device)
     cache = None
     if start:

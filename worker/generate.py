@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from app.errors import Invalid
-from worker.backbones import accepts, embed, inner
+from worker.backbones import accepts, embed, inner, num_virtual
 
 
 def read(
@@ -25,7 +25,7 @@ def read(
     `mask`, (rows, cached + virtual + tokens), is 0 at padding; positions count only what it shows.
     """
     backbone = inner(model)
-    new = ids.shape[1] + (0 if soft_prefix is None else len(soft_prefix))
+    new = ids.shape[1] + num_virtual(soft_prefix)
     inputs: dict[str, Any] = {"use_cache": True, "past_key_values": cache}
     if mask is not None:
         inputs["attention_mask"] = mask
@@ -54,7 +54,7 @@ def room(model: Any, soft_prefix: Tensor | None, prompt: Sequence[int], wanted: 
     )
     if most is None:
         return wanted
-    used = len(prompt) + (0 if soft_prefix is None else len(soft_prefix))
+    used = len(prompt) + num_virtual(soft_prefix)
     if used >= most:
         raise Invalid(
             f"The prompt has {used} tokens; this model reads at most {most - 1}. Shorten the input."

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from worker import attention, evaluate, packing
-from worker.backbones import accepts, inner
+from worker.backbones import accepts, inner, num_virtual
 from worker.hardware import Hardware
 from worker.packing import Example
 
@@ -31,7 +31,7 @@ def find(
     first, second = _unlike(examples)
 
     def lost(members: Sequence[Example], plain: bool) -> Tensor:
-        virtual = 0 if soft_prefix is None else len(soft_prefix)
+        virtual = num_virtual(soft_prefix)
         (row,) = packing.pack(members, 10**9, virtual, plain=plain)
         row = row.to(machine.device)
         with attention.packed(backbone, row.layout):

@@ -15,7 +15,7 @@ from app.errors import StudioError
 from app.methods import Params
 from app.points import Measured
 from worker import attention, distributed, evaluate, obstacles, pace, packing
-from worker.backbones import inner
+from worker.backbones import inner, num_virtual
 from worker.checkpoints import State
 from worker.distributed import ALONE, Group
 from worker.hardware import Hardware, peak_memory_mb
@@ -129,7 +129,7 @@ def _step(run: _Run) -> Iterator[Measured | Tick]:
     chosen = [run.examples[index] for index in order]
     targets = sum(len(example.answer_ids) for example in chosen)
     tokens = targets + sum(len(example.prompt_ids) for example in chosen)
-    virtual = 0 if run.soft_prefix is None else len(run.soft_prefix)
+    virtual = num_virtual(run.soft_prefix)
     rows = run.group.rows(chosen, run.machine.token_budget, virtual, plain=bool(state.obstacle))
     state.optimizer.zero_grad()
     # A seed of its own for each row, so that dropout is the same after a resume.
