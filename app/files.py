@@ -102,8 +102,9 @@ def _name(path: Path) -> str:
 def _fetched(path: Path, attempt: int, target: Path, *, weights: bool = True) -> Path:
     if _is_here(target, attempt):
         return target
+    tried: list[str] = []  # versions; one that is replaced while it comes is not damaged
     with _alone(target):
-        for _ in range(TRIES):
+        while len(tried) < TRIES or len(set(tried[-TRIES:])) > 1:
             if _is_here(target, attempt):  # another process was first
                 return target
             found = file_store.newest(_name(path), attempt)
@@ -114,6 +115,7 @@ def _fetched(path: Path, attempt: int, target: Path, *, weights: bool = True) ->
             if _brought(found, target, weights):
                 storage.stamp_file(target).write_text(found.stamp)
                 return target
+            tried.append(found.stamp)
     raise Damaged(
         f"{_name(path)} in the file store is not what was published: files of it are missing or "
         "have changed."

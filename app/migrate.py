@@ -73,11 +73,14 @@ def _alone(connection: Connection) -> Iterator[None]:
         return
     driver: Any = connection.connection.driver_connection
     # SQLite changes a column by copying the table: dropping the old one must delete nothing else.
-    # The switch has no effect inside a transaction, hence before and after it. That begins
-    # immediately, as all do here, so that of two processes the second sees what the first did.
+    # The switch has no effect inside a transaction, hence before and after it.
     driver.execute("PRAGMA foreign_keys=OFF")
     try:
+        # One transaction around all revisions: in its own Alembic commits each, and reads only once
+        # which are missing; a second process that came in between would run them again.
+        connection.begin()
         yield
     finally:
         connection.rollback()  # nothing, where all was committed
-        driver.execute("PRAGMA foreign_keys=ON")
+        if not connection.invalidated:  # an interrupt closes it
+            driver.execute("PRAGMA foreign_keys=ON")

@@ -191,6 +191,27 @@ def test_damage_in_the_store_is_named_and_not_let_in(
     assert list(storage.run_folder(RUN).iterdir()) == []
 
 
+def test_a_version_that_is_replaced_while_it_comes_is_not_damaged(
+    shared_store: str, machines: servers.Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    get, replaced = file_store.get, []
+
+    def overtaken(found: file_store.Published, parts: list[str], folder: Path) -> bool:
+        if len(replaced) < 2 * files.TRIES:
+            replaced.append(found.stamp)
+            machines.on("a")
+            _best(1, f"{len(replaced)}")
+            machines.on("b")
+        return get(found, parts, folder)
+
+    machines.on("a")
+    _best(1, "0")
+    machines.on("b")
+    monkeypatch.setattr(file_store, "get", overtaken)
+    assert set(_read(files.tuned_model(RUN, 1)).values()) == {f"{2 * files.TRIES}"}
+    assert len(set(replaced)) == 2 * files.TRIES
+
+
 def test_a_manifest_leads_nowhere_else(shared_store: str, machines: servers.Machines) -> None:
     machines.on("a")
     _best(1, "weights")

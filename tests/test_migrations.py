@@ -19,6 +19,7 @@ from sqlalchemy import (
     Float,
     Integer,
     MetaData,
+    event,
     func,
     inspect,
     select,
@@ -189,6 +190,20 @@ def test_there_is_one_newest_revision() -> None:
 def test_of_several_processes_one_upgrades(empty: str) -> None:
     at_once("from app import migrate\nGO\nmigrate.up()", 2)
     assert "run" in _names()
+
+
+def test_an_upgrade_that_breaks_off_changes_nothing(empty: str) -> None:
+    def break_off(_connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
+        if "CREATE TABLE rehearsal" in statement:
+            raise KeyboardInterrupt
+
+    event.listen(database.engine(), "before_cursor_execute", break_off)
+    with pytest.raises(KeyboardInterrupt):
+        migrate.up()
+    event.remove(database.engine(), "before_cursor_execute", break_off)
+    assert _names() == set()
+    migrate.up()
+    assert "rehearsal" in _names()
 
 
 def test_changing_a_column_deletes_nothing_that_refers_to_its_table(
