@@ -1,11 +1,13 @@
 """Starting processes of our own that never outlive the one that started them."""
 
 import ctypes
+import ctypes.util
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Mapping
+from functools import cache
 from typing import IO, Any
 
 _PR_SET_PDEATHSIG = 1
@@ -18,9 +20,10 @@ def start(module: str, *arguments: str, **options: Any) -> "subprocess.Popen[str
     Start it from a thread that lives on: the kernel's parent-death signal fires when the thread
     that started the child ends.
     """
+    environment = {**_preloaded(), **os.environ, _PARENT: str(os.getpid())}
     # Threads that wait for each other must sleep, not spin: beside other programs on the same cores
     # spinning makes training several times slower.
-    environment = {"OMP_WAIT_POLICY": "passive"} | os.environ | {_PARENT: str(os.getpid())}
+    environment.setdefault("OMP_WAIT_POLICY", "passive")
     return subprocess.Popen(
         [sys.executable, "-m", module, *arguments],
         env=environment,
@@ -28,6 +31,20 @@ def start(module: str, *arguments: str, **options: Any) -> "subprocess.Popen[str
         text=True,
         **options,
     )
+
+
+@cache
+def _preloaded() -> dict[str, str]:
+    """jemalloc for what is started, where the machine has it.
+
+    Between a model's tensors, which come and go in all lengths, the C library's own allocator leaves
+    holes: training takes a third more memory with it, and is slower.
+    """
+    found = ctypes.util.find_library("jemalloc")
+    if not found or not sys.platform.startswith("linux"):
+        return {}
+    settings = "oversize_threshold:0,dirty_decay_ms:30000,muzzy_decay_ms:0"
+    return {"LD_PRELOAD": found, "MALLOC_CONF": settings}
 
 
 def hand_on(values: Mapping[str, str]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -13,81 +12,14 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from worker import block_attention
+from worker.layouts import Block, Blocks, Layout
+
 NAME = "packed_rows"
+HELD = "studio_held"  # the attribute of a layer with the dtype of what it keeps for its way back
 # What some architectures ask of their attention and this one does not do.
 UNKNOWN = ("s_aux", "position_bias", "cache", "head_mask")
 SHORT = 256  # tokens
-ALIKE, SMALL = 1.5, 16  # lengths that differ by this ratio, or are below this, share a block
-
-
-@dataclass(frozen=True)
-class Block:
-    """Examples of about the same length, side by side, padded to the longest.
-
-    `spread` has, for each place of the block, which of its tokens stands there;
-    `gathered` has for each of its tokens, in the row's order, its place in the block.
-    """
-
-    examples: int
-    longest: int
-    spread: Tensor
-    gathered: Tensor
-
-    def to(self, device: str) -> Block:
-        """The same on another device."""
-        return replace(self, spread=self.spread.to(device), gathered=self.gathered.to(device))
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where the parts of a packed row lie: `prefix` shared tokens, then the blocks of examples."""
-
-    prefix: int
-    blocks: tuple[Block, ...]
-
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest example, after the prefix."""
-        return max(block.longest for block in self.blocks)
-
-    def to(self, device: str) -> Layout:
-        """The same on another device."""
-        return replace(self, blocks=tuple(block.to(device) for block in self.blocks))
-
-
-def layout(prefix: int, lengths: list[int]) -> Layout:
-    """The layout of a row of `prefix` tokens and then examples of these lengths, short to long."""
-    groups: list[list[int]] = []
-    for length in lengths:
-        # Padding costs: an example that is much longer begins a block of its own.
-        if not groups or length > max(SMALL, ALIKE * groups[-1][0]):
-            groups.append([])
-        groups[-1].append(length)
-    return Layout(prefix, tuple(map(_block, groups)))
-
-
-def _block(lengths: list[int]) -> Block:
-    longest = max(lengths)
-    counts = torch.tensor(lengths)
-    starts = counts.cumsum(0) - counts
-    place = torch.arange(longest)
-    # A place behind an example's end holds its first token: nobody looks at it, nothing comes back.
-    spread = starts[:, None] + torch.where(place[None] < counts[:, None], place[None], 0)
-    block = torch.arange(len(lengths) * longest).view(len(lengths), longest)
-    gathered = torch.cat([block[row, :length] for row, length in enumerate(lengths)])
-    return Block(len(lengths), longest, spread.flatten(), gathered)
-
-
-@dataclass(frozen=True)
-class Blocks:
-    """What one kind of layer may look at: within the prefix, and from an example's tokens.
-
-    `head` is (prefix, prefix); `tail` is (longest, prefix + longest). True means: may see.
-    """
-
-    layout: Layout
-    head: Tensor
-    tail: Tensor
 
 
 _row: ContextVar[Layout | None] = ContextVar("row", default=None)
@@ -103,13 +35,15 @@ def packed(model: Any, row: Layout | None) -> Iterator[None]:
         yield
         return
     before = model.config._attn_implementation
-    model.set_attn_implementation(NAME)
+    if before != NAME:
+        model.set_attn_implementation(NAME)
     token = _row.set(row)
     try:
         yield
     finally:
         _row.reset(token)
-        model.set_attn_implementation(before)
+        if before != NAME:
+            model.set_attn_implementation(before)
 
 
 def _blocks(*, mask_function: Callable[..., Any], device: Any, **_: Any) -> Blocks:
@@ -214,8 +148,19 @@ def attend(
     for name in UNKNOWN:
         if others.get(name) is not None:
             raise NotImplementedError(f"attention with {name}")
-    row, prefix = attention_mask.layout, attention_mask.layout.prefix
-    how = _How(scaling, dropout, softcap)
+    if softcap is None and not dropout and block_attention.suits(query, key, value, attention_mask):
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        held = getattr(module, HELD, query.dtype)
+        return block_attention.attend(query, key, value, attention_mask, scale, held), None
+    return _attend_by_autograd(
+        query, key, value, attention_mask, _How(scaling, dropout, softcap)
+    ), None
+
+
+def _attend_by_autograd(
+    query: Tensor, key: Tensor, value: Tensor, blocks: Blocks, how: _How
+) -> Tensor:
+    row, prefix = blocks.layout, blocks.layout.prefix
     sizes = [len(block.gathered) for block in row.blocks]
     parts = [
         torch.split(part[0, :, prefix:].transpose(0, 1), sizes) for part in (query, key, value)
@@ -223,7 +168,7 @@ def attend(
     first, *shared = (part[:, :, :prefix] for part in (query, key, value))
     answers: list[Tensor] = []
     if prefix:
-        head = _weigh(first, shared[0], shared[1], attention_mask.head, how)
+        head = _weigh(first, shared[0], shared[1], blocks.head, how)
         answers.append(head[0].transpose(0, 1))
     for block, *own in zip(row.blocks, *parts, strict=True):
         asking, *seen = (_spread(block, part) for part in own)
@@ -231,10 +176,10 @@ def attend(
             torch.cat((before.expand(block.examples, -1, -1, -1), after), dim=2)
             for before, after in zip(shared, seen, strict=True)
         )
-        mask = attention_mask.tail[: block.longest, : prefix + block.longest]
+        mask = blocks.tail[: block.longest, : prefix + block.longest]
         tail = _weigh(asking, keys, values, mask, how).transpose(1, 2).flatten(0, 1)
         answers.append(_Gather.apply(tail, block.gathered))  # type: ignore[no-untyped-call]
-    return torch.cat(answers)[None], None
+    return torch.cat(answers)[None]
 
 
 def _spread(block: Block, tokens: Tensor) -> Tensor:

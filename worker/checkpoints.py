@@ -32,6 +32,7 @@ class State:
     trained: dict[str, torch.nn.Parameter]
     optimizer: torch.optim.AdamW
     obstacle: str  # why rows are plain instead of packed; empty where they are packed
+    paired: bool = False  # whether two rows are worked on at a time
     step: int = 0
     looked: int = -1  # the last step whose validation loss is known
     best_loss: float | None = None

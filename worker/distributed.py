@@ -43,9 +43,10 @@ class Group:
     def align(self, step: int, trained: Iterable[Tensor]) -> None:
         """See to it that all begin at the same step with the same values."""
 
-    def rows(self, examples: Sequence[Example], budget: int, virtual: int, *, plain: bool) -> Rows:
-        """This process's packed rows of the examples, each with the weight that its loss has."""
-        return [(row, 1.0) for row in packing.pack(examples, budget, virtual, plain=plain)]
+    def rows(self, examples: Sequence[Example], budget: int, virtual: int, **how: bool) -> Rows:
+        """This process's packed rows of the examples, each with the weight that its loss has;
+        `how` as for `packing.pack`."""
+        return [(row, 1.0) for row in packing.pack(examples, budget, virtual, **how)]
 
     def sum_gradients(self, trained: Mapping[str, Tensor]) -> None:
         """Bring the gradients of all processes together."""
@@ -88,10 +89,10 @@ class Copies(Group):
             if not isinstance(value, DTensor):
                 dist.broadcast(value.detach(), src=0)
 
-    def rows(self, examples: Sequence[Example], budget: int, virtual: int, *, plain: bool) -> Rows:
+    def rows(self, examples: Sequence[Example], budget: int, virtual: int, **how: bool) -> Rows:
         """The rows of the examples dealt to this process; none where there are too few for all."""
         mine = deal(examples, self.size)[self.rank]
-        return super().rows(mine, budget, virtual, plain=plain) if mine else []
+        return super().rows(mine, budget, virtual, **how) if mine else []
 
     def sum_gradients(self, trained: Mapping[str, Tensor]) -> None:
         """One sum over all processes; none of them an average, since losses are parts of one sum."""
@@ -146,14 +147,14 @@ class Shards(Copies):
         # transformers looks a model's abilities up by the name and module of its class.
         type(model).__name__, type(model).__module__ = kind.__name__, kind.__module__
 
-    def rows(self, examples: Sequence[Example], budget: int, virtual: int, *, plain: bool) -> Rows:
+    def rows(self, examples: Sequence[Example], budget: int, virtual: int, **how: bool) -> Rows:
         """As many rows in every process, since each needs all the others' parts of the weights."""
-        mine = super().rows(examples, budget, virtual, plain=plain)
+        mine = super().rows(examples, budget, virtual, **how)
         most = torch.tensor(len(mine))
         dist.all_reduce(most, dist.ReduceOp.MAX)
         if len(mine) == most:
             return mine
-        (spare,) = packing.pack([min(examples, key=_tokens)], budget, virtual, plain=plain)
+        (spare,) = packing.pack([min(examples, key=_tokens)], budget, virtual, **how)
         return mine + [(spare, 0.0)] * (int(most) - len(mine))
 
     def sum_gradients(self, trained: Mapping[str, Tensor]) -> None:

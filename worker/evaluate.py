@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers.cache_utils import DynamicLayer
 
-from worker import attention, packing
+from worker import attention, lanes, packing
 from worker.backbones import accepts, compute, embed, inner, num_virtual
 from worker.distributed import ALONE, Group
 from worker.generate import read, room
@@ -58,7 +58,30 @@ def token_losses(model: Any, soft_prefix: Tensor | None, row: Packed, machine: H
         wanted = logits[0]  # one row, of which just these places were asked for
     else:
         wanted = logits[row.rows, row.columns if sliced else row.keep[row.columns]]
-    return functional.cross_entropy(wanted.float(), row.targets, reduction="none")
+    made: Tensor = _Losses.apply(wanted, row.targets)  # type: ignore[no-untyped-call]
+    return made
+
+
+class _Losses(torch.autograd.Function):
+    """Cross-entropy in float32: (targets, words), (targets,) -> (targets,).
+
+    On the way back what was kept becomes the gradient itself, in place.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
+        logs = functional.log_softmax(logits, -1, dtype=torch.float32)
+        losses = -logs.gather(1, targets[:, None])[:, 0]
+        if ctx.needs_input_grad[0]:
+            ctx.logs, ctx.targets, ctx.given = logs, targets, logits.dtype
+        return losses
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        into = ctx.logs.exp_()
+        del ctx.logs
+        into.scatter_add_(1, ctx.targets[:, None], into.new_full((len(into), 1), -1.0))
+        return into.mul_(gradient[:, None]).to(ctx.given), None
 
 
 @contextmanager
@@ -82,15 +105,27 @@ def losses(
     plain: bool,
     group: Group = ALONE,
 ) -> Iterator[list[Loss]]:
-    """The loss of every example of this process's share, a packed row at a time."""
+    """The loss of every example of this process's share, a packed row or two at a time."""
     virtual = num_virtual(soft_prefix)
-    for packed, weight in group.rows(examples, machine.token_budget, virtual, plain=plain):
-        row = packed.to(machine.device)
-        with evaluating(model), attention.packed(inner(model), row.layout):
-            each = token_losses(model, soft_prefix, row, machine).cpu()
-        counted = sorted(set(packed.examples.tolist())) if weight else ()
-        own = [(index, each[packed.examples == index]) for index in counted]
-        yield [Loss(index, float(of.sum(dtype=torch.float64)), len(of)) for index, of in own]
+    paired = lanes.suit(machine) and group.size == 1 and not plain
+    rows = group.rows(examples, machine.token_budget, virtual, plain=plain, pairs=paired)
+
+    def measure(row: Packed) -> Tensor:
+        row = row.to(machine.device)
+        with torch.no_grad(), attention.packed(inner(model), row.layout):
+            return token_losses(model, soft_prefix, row, machine).cpu()
+
+    together = lanes.COUNT if paired else 1
+    for first in range(0, len(rows), together):
+        some = rows[first : first + together]
+        with evaluating(model), attention.packed(inner(model), some[0][0].layout):
+            measured = lanes.side_by_side(measure, [row for row, _ in some], machine)
+        found: list[Loss] = []
+        for (row, weight), each in zip(some, measured, strict=True):
+            counted = sorted(set(row.examples.tolist())) if weight else ()
+            own = [(index, each[row.examples == index]) for index in counted]
+            found += [Loss(index, float(of.sum(dtype=torch.float64)), len(of)) for index, of in own]
+        yield found
 
 
 class Answer(NamedTuple):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from worker import attention, evaluate, packing
+from worker import attention, evaluate, packing, thin
 from worker.backbones import accepts, inner, num_virtual
 from worker.hardware import Hardware
 from worker.packing import Example
@@ -50,6 +50,18 @@ def find(
     if _differ(together, apart, 1e-3 if machine.precision is torch.float32 else 0.5):
         return f"{kind} computes something else in a packed row. {instead}"
     return ""
+
+
+def draws_chance(
+    model: Any, soft_prefix: Tensor | None, examples: Sequence[Example], machine: Hardware
+) -> bool:
+    """Whether training draws from the generator that all threads share, as for dropout of the model's own."""
+    (row,) = packing.pack([_unlike(examples)[0]], 10**9, num_virtual(soft_prefix), plain=True)
+    before = torch.get_rng_state()
+    model.train()
+    with torch.no_grad(), thin.drawing(torch.Generator()):
+        evaluate.token_losses(model, soft_prefix, row.to(machine.device), machine)
+    return not torch.equal(before, torch.get_rng_state())
 
 
 def _differ(one: Tensor, other: Tensor, share: float) -> bool:

@@ -10,7 +10,9 @@ import numpy
 import torch
 from torch import Tensor
 
-from worker import attention
+from worker import layouts
+
+LEAST_PAIR = 128  # tokens that two rows together must have to be worked on side by side
 
 
 class Example(Protocol):
@@ -46,7 +48,7 @@ class Packed:
     columns: Tensor  # (targets,)
     targets: Tensor  # (targets,) token ids
     examples: Tensor  # (targets,) which of the examples given each target belongs to
-    layout: attention.Layout | None
+    layout: layouts.Layout | None
 
     @property
     def tokens(self) -> int:
@@ -82,19 +84,27 @@ def shared_prefix(examples: Sequence[Example]) -> int:
 
 
 def pack(
-    examples: Sequence[Example], budget: int, virtual: int = 0, *, plain: bool = False
+    examples: Sequence[Example],
+    budget: int,
+    virtual: int = 0,
+    *,
+    plain: bool = False,
+    pairs: bool = False,
 ) -> list[Packed]:
     """The examples of one step, cut into rows of at most `budget` tokens where they allow it.
 
     `virtual` tokens of a prompt vector stand before everything. `plain`: padded rows without a
-    shared prefix, for models that cannot attend to packed rows.
+    shared prefix, for models that cannot attend to packed rows. `pairs`: two rows are worked on at
+    a time, and share the budget; there is one row where two would not pay.
     """
     prefix = 0 if plain else shared_prefix(examples)
     # The last token of an answer is only predicted, it need not be read.
     lengths = [len(one.prompt_ids) + len(one.answer_ids) - 1 - prefix for one in examples]
     by_length = sorted(range(len(examples)), key=lambda index: (lengths[index], index))
     rows: list[Packed] = []
-    for members in _cut(by_length, lengths, budget, virtual + prefix, plain):
+    before = virtual + prefix
+    groups = _pairs(by_length, lengths, budget, before) if pairs and not plain else []
+    for members in groups or _cut(by_length, lengths, budget, before, plain):
         build = _padded if plain else _packed
         rows.append(build(examples, members, prefix, virtual))
     return rows
@@ -114,6 +124,28 @@ def _cut(
             tokens = before + length
         groups[-1].append(index)
     return groups
+
+
+def _pairs(
+    indices: Sequence[int], lengths: Sequence[int], budget: int, before: int
+) -> list[list[int]]:
+    """An even number of consecutive groups of about as many tokens, each within half of the budget.
+
+    None where the beginning, which each row has anew, or too short rows would eat up the gain.
+    """
+    total = sum(lengths)
+    if before + max(lengths) > budget // 2 or total < max(LEAST_PAIR, 2 * before):
+        return []
+    for count in range(2, len(indices) + 1, 2):
+        groups: list[list[int]] = [[] for _ in range(count)]
+        done = 0
+        for index in indices:
+            groups[(done + lengths[index] // 2) * count // total].append(index)
+            done += lengths[index]
+        loads = [before + sum(lengths[index] for index in group) for group in groups]
+        if all(groups) and max(loads) <= budget // 2:
+            return groups
+    return []
 
 
 def _packed(examples: Sequence[Example], members: list[int], prefix: int, virtual: int) -> Packed:
@@ -142,7 +174,7 @@ def _packed(examples: Sequence[Example], members: list[int], prefix: int, virtua
         columns=torch.arange(len(keep)),
         targets=torch.tensor(targets),
         examples=torch.tensor(owners),
-        layout=attention.layout(before, lengths),
+        layout=layouts.layout(before, lengths),
     )
 
 

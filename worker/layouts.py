@@ -1,0 +1,80 @@
+"""Where the parts of a packed row lie, and who may look at whom."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+ALIKE, SMALL = 1.5, 16  # lengths that differ by this ratio, or are below this, share a block
+
+
+@dataclass(frozen=True)
+class Block:
+    """Examples of about the same length, side by side, padded to the longest.
+
+    `spread` has, for each place of the block, which of its tokens stands there;
+    `gathered` has for each of its tokens, in the row's order, its place in the block.
+    """
+
+    examples: int
+    longest: int
+    spread: Tensor
+    gathered: Tensor
+
+    def to(self, device: str) -> Block:
+        """The same on another device."""
+        return replace(self, spread=self.spread.to(device), gathered=self.gathered.to(device))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the parts of a packed row lie: `prefix` shared tokens, then the blocks of examples."""
+
+    prefix: int
+    blocks: tuple[Block, ...]
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest example, after the prefix."""
+        return max(block.longest for block in self.blocks)
+
+    def to(self, device: str) -> Layout:
+        """The same on another device."""
+        return replace(self, blocks=tuple(block.to(device) for block in self.blocks))
+
+
+def layout(prefix: int, lengths: list[int]) -> Layout:
+    """The layout of a row of `prefix` tokens and then examples of these lengths, short to long."""
+    groups: list[list[int]] = []
+    for length in lengths:
+        # Padding costs: an example that is much longer begins a block of its own.
+        if not groups or length > max(SMALL, ALIKE * groups[-1][0]):
+            groups.append([])
+        groups[-1].append(length)
+    return Layout(prefix, tuple(map(_block, groups)))
+
+
+def _block(lengths: list[int]) -> Block:
+    longest = max(lengths)
+    counts = torch.tensor(lengths)
+    starts = counts.cumsum(0) - counts
+    place = torch.arange(longest)
+    # A place behind an example's end holds its first token: nobody looks at it, nothing comes back.
+    spread = starts[:, None] + torch.where(place[None] < counts[:, None], place[None], 0)
+    block = torch.arange(len(lengths) * longest).view(len(lengths), longest)
+    gathered = torch.cat([block[row, :length] for row, length in enumerate(lengths)])
+    return Block(len(lengths), longest, spread.flatten(), gathered)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """What one kind of layer may look at: within the prefix, and from an example's tokens.
+
+    `head` is (prefix, prefix); `tail` is (longest, prefix + longest). True means: may see.
+    """
+
+    layout: Layout
+    head: Tensor
+    tail: Tensor
