@@ -14,19 +14,21 @@ _PR_SET_PDEATHSIG = 1
 _PARENT = "STUDIO_PARENT_PID"
 
 
-def start(module: str, *arguments: str, **options: Any) -> "subprocess.Popen[str]":
-    """A fresh interpreter that runs the module, in a process group of its own.
+def start(
+    module: str, *arguments: str, environment: Mapping[str, str] | None = None, **options: Any
+) -> "subprocess.Popen[str]":
+    """A fresh interpreter that runs the module, in a process group of its own, with the variables
+    of this one and those of `environment`.
 
     Start it from a thread that lives on: the kernel's parent-death signal fires when the thread
     that started the child ends.
     """
-    environment = {**_preloaded(), **os.environ, _PARENT: str(os.getpid())}
     # Threads that wait for each other must sleep, not spin: beside other programs on the same cores
     # spinning makes training several times slower.
-    environment.setdefault("OMP_WAIT_POLICY", "passive")
+    values = {"OMP_WAIT_POLICY": "passive", **_preloaded(), **os.environ, **(environment or {})}
     return subprocess.Popen(
         [sys.executable, "-m", module, *arguments],
-        env=environment,
+        env=values | {_PARENT: str(os.getpid())},
         start_new_session=True,
         text=True,
         **options,

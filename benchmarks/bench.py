@@ -19,6 +19,7 @@ from benchmarks import cases, growth, peer, report, runs
 from benchmarks.cases import Case, Job
 from worker import convert, fetch, prepare
 
+STUDIO = "benchmarks.studio"
 FOLDER = Path("data/bench")  # ignored by git; the converted base model is kept here
 PARTS = (*runs.PARTS, "growth")  # beside the cases
 
@@ -54,7 +55,13 @@ def measured(module: str, job: Job) -> dict[str, Any]:
             # On both sides as the studio starts its own: threads that wait sleep, since spinning
             # makes a busy machine several times slower; and none outlives an interrupted bench.
             process = processes.start(
-                module, str(source), str(target), stdout=file, stderr=subprocess.STDOUT
+                module,
+                str(source),
+                str(target),
+                # The allocator that the studio prefers is no part of the peer.
+                environment={} if module == STUDIO else {"LD_PRELOAD": ""},
+                stdout=file,
+                stderr=subprocess.STDOUT,
             )
             process.wait()
         if process.returncode or not target.exists():
@@ -74,7 +81,7 @@ class Pair(NamedTuple):
 def pair(job: Job, number: int) -> Pair:
     """Measure both sides, in turn who is first. Raises Failed, also if they did not start alike."""
     found: dict[str, dict[str, Any]] = {}
-    sides = ["benchmarks.studio", "benchmarks.peer"]
+    sides = [STUDIO, "benchmarks.peer"]
     for module in sides if number % 2 == 0 else reversed(sides):
         found[module] = measured(module, job)
     studio, plain = (found[module] for module in sides)

@@ -91,7 +91,9 @@ class Copies(Group):
 
     def rows(self, examples: Sequence[Example], budget: int, virtual: int, **how: bool) -> Rows:
         """The rows of the examples dealt to this process; none where there are too few for all."""
-        mine = deal(examples, self.size)[self.rank]
+        lengths = [_tokens(example) for example in examples]
+        dealt = packing.deal(range(len(examples)), lengths, self.size)[self.rank]
+        mine = [examples[index] for index in dealt]
         return super().rows(mine, budget, virtual, **how) if mine else []
 
     def sum_gradients(self, trained: Mapping[str, Tensor]) -> None:
@@ -175,17 +177,6 @@ def join(store: str, rank: int, size: int, machine: Hardware, *, spreads: bool) 
 
 def _tokens(example: Example) -> int:
     return len(example.prompt_ids) + len(example.answer_ids)
-
-
-def deal(examples: Sequence[Example], size: int) -> list[list[Example]]:
-    """The examples in so many parts of about as many tokens each: the longest go first."""
-    parts: list[list[Example]] = [[] for _ in range(size)]
-    loads = [0] * size
-    for example in sorted(examples, key=_tokens, reverse=True):
-        least = loads.index(min(loads))
-        parts[least].append(example)
-        loads[least] += _tokens(example)
-    return parts
 
 
 def whole(value: Tensor) -> Tensor:

@@ -126,25 +126,31 @@ def _cut(
     return groups
 
 
+def deal(indices: Iterable[int], lengths: Sequence[int], size: int) -> list[list[int]]:
+    """So many parts of about as many tokens each: the longest go first."""
+    parts: list[list[int]] = [[] for _ in range(size)]
+    loads = [0] * size
+    for index in sorted(indices, key=lambda index: lengths[index], reverse=True):
+        least = loads.index(min(loads))
+        parts[least].append(index)
+        loads[least] += lengths[index]
+    return parts
+
+
 def _pairs(
-    indices: Sequence[int], lengths: Sequence[int], budget: int, before: int
+    by_length: Sequence[int], lengths: Sequence[int], budget: int, before: int
 ) -> list[list[int]]:
-    """An even number of consecutive groups of about as many tokens, each within half of the budget.
+    """An even number of groups of about as many tokens, each within half of the budget.
 
     None where the beginning, which each row has anew, or too short rows would eat up the gain.
     """
     total = sum(lengths)
     if before + max(lengths) > budget // 2 or total < max(LEAST_PAIR, 2 * before):
         return []
-    for count in range(2, len(indices) + 1, 2):
-        groups: list[list[int]] = [[] for _ in range(count)]
-        done = 0
-        for index in indices:
-            groups[(done + lengths[index] // 2) * count // total].append(index)
-            done += lengths[index]
-        loads = [before + sum(lengths[index] for index in group) for group in groups]
-        if all(groups) and max(loads) <= budget // 2:
-            return groups
+    for count in range(2, len(by_length) + 1, 2):
+        groups = deal(by_length, lengths, count)
+        if before + max(sum(lengths[one] for one in group) for group in groups) <= budget // 2:
+            return [group[::-1] for group in groups]  # from short to long
     return []
 
 
