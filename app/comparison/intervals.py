@@ -102,7 +102,7 @@ def corrected(
     """The BCa interval of a statistic that was `found`, from its resampled values.
 
     Efron 1987, Journal of the American Statistical Association 82, 171-185. With an acceleration of
-    0 it is corrected for bias alone.
+    0 it is corrected for bias alone. What was found lies in it always.
     """
     below = float(np.mean(drawn < found) + np.mean(drawn == found) / 2)
     edge = 1 / (2 * len(drawn))
@@ -112,4 +112,4 @@ def corrected(
         moved = bias + NormalDist().inv_cdf(tail)
         share = NormalDist().cdf(bias + moved / (1 - acceleration * moved))
         ends.append(float(np.quantile(drawn, share)))
-    return Interval(*ends)
+    return Interval(min(ends[0], found), max(ends[1], found))
