@@ -47,7 +47,7 @@ def test_a_method_below_the_base_model_is_said_to_be_worse(db: Session) -> None:
     said = _verdict(db, of)[1]
     assert "LoRA is better than the base model as it is." in said
     assert "Full fine tuning is worse than the base model as it is." in said
-    assert "Best answers: LoRA, with 90.0 % (86.1 to 92.9) Accuracy on 300 test examples" in said
+    assert "Best answers: LoRA, with accuracy 90.0 % (86.1 to 92.9) on 300 test examples" in said
 
 
 def test_of_equal_methods_none_is_praised(db: Session) -> None:
@@ -79,7 +79,7 @@ def test_what_was_computed_elsewhere_is_not_called_quicker(db: Session) -> None:
 
 def test_one_run_alone_is_compared_with_nothing_but_the_base(db: Session) -> None:
     said = _verdict(db, answered.experiment(db, [BASE, Model("lora", 0.9)]))[1]
-    assert "LoRA reaches 90.0 %" in said
+    assert "LoRA reaches accuracy 90.0 %" in said
     assert "there is no other run yet" in said
     assert "LoRA is better than the base model" in said
     assert _verdict(db, answered.experiment(db, [BASE]))[1] == ""

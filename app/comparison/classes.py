@@ -2,17 +2,23 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from app import datasets
 from app.comparison import intervals, scores
 from app.comparison.intervals import Interval
 from app.comparison.scores import Pair
+from app.tables import Answer, Experiment
 
 # What answers are matched by: the labels they name, or their texts as they are.
 MATCHINGS = {
     "normalised": "The first line with text in it, without case, runs of spaces, and the quotes, "
     "asterisks and end marks around it",
     "exact": "The whole text, exactly as it is",
+    "choice": "The likeliest of the labels, when the model may answer with one of them only",
 }
 
 
@@ -51,7 +57,7 @@ class Classes(NamedTuple):
 
 def of(labels: Sequence[str], pairs: Sequence[Pair], matching: str = "normalised") -> Classes:
     """Over (expected, answer) pairs, of which there is at least one."""
-    named = scores.named(labels, pairs) if matching == "normalised" else list(pairs)
+    named = scores.named(labels, pairs) if matching != "exact" else list(pairs)
     expected, given = Counter(one for one, _ in named), Counter(other for _, other in named)
     both = Counter(named)
     names = [label for label in labels if expected[label] or given[label]]
@@ -75,3 +81,18 @@ def _class(label: str, right: int, expected: int, given: int) -> Class:
         intervals.wilson(right, expected) if expected else None,
         2 * right / (expected + given),
     )
+
+
+def pairs_of(
+    db: Session, experiment: Experiment, owner: str, stored: dict[str, Any], matching: str
+) -> list[Pair]:
+    """Expected output and answer of each test example that was answered; `stored`: its scores."""
+    test = experiment.split["test"]
+    if matching == "choice":
+        chosen = stored.get("choices", [])
+        given = dict(zip(test, [experiment.labels[place] for place in chosen], strict=False))
+    else:
+        query = select(Answer.row, Answer.text).where(Answer.owner == owner)
+        given = {one.row: one.text for one in db.execute(query)}
+    rows = datasets.rows(experiment.dataset, set(test))  # a split is in ascending order
+    return [(one.output, given[row]) for row, one in zip(test, rows, strict=True) if row in given]

@@ -103,7 +103,10 @@ def _needed(by: Array, pairs: int) -> int:
 
 def words(pair: Pair, labels: dict[str, str], total: int) -> str:
     """What the pair says, in a sentence that claims no more than its interval carries."""
-    one, other = labels[pair.better], labels[pair.other]
+    one, other = (
+        "the base model" if key == "base" else labels[key] for key in (pair.better, pair.other)
+    )
+    one = one[0].upper() + one[1:]
     if pair.difference.seen:
         return f"{one} is better than {other} by {points(pair.difference)}."
     said = f"{one} and {other}: no difference can be seen on {total:,} examples"

@@ -66,7 +66,10 @@ def _better(found: Comparison, runs: Sequence[Row], row: Row) -> list[Row]:
 
 
 def _best(found: Comparison, runs: Sequence[Row], top: Row, metric: str) -> str:
-    said = f"{_share(top.score or 0.0)}{_within(top)} {metric} on {found.num_test:,} test examples"
+    name = (
+        metric if metric.isupper() or metric.startswith("ROUGE") else metric[0].lower() + metric[1:]
+    )
+    said = f"{name} {_share(top.score or 0.0)}{_within(top)} on {found.num_test:,} test examples"
     if len(runs) == 1:
         return f"{top.label} reaches {said}; there is no other run yet to compare it with."
     behind = [row for row in runs if _shown(found, top, row)]
