@@ -45,7 +45,9 @@ def wilson(right: float, total: float, level: float = LEVEL) -> Interval:
     middle = (share + z * z / (2 * total)) / (1 + z * z / total)
     spread = share * (1 - share) / total + z * z / (4 * total * total)
     half = z * math.sqrt(spread) / (1 + z * z / total)
-    return Interval(max(0.0, middle - half), min(1.0, middle + half))
+    # At the ends it begins and ends at them exactly, whatever rounding says.
+    low = max(0.0, middle - half) if right > 0 else 0.0
+    return Interval(low, min(1.0, middle + half) if right < total else 1.0)
 
 
 def of_means(scores: Array, drawn: Array, level: float = LEVEL) -> list[Interval]:
