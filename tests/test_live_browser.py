@@ -130,7 +130,6 @@ def test_the_axis_and_the_smoothing_are_kept_in_the_address(
     page.reload()
     expect(page.locator("[data-toggle]").last).not_to_be_checked()
     expect(page.locator("[data-toggle]").first).to_be_checked()
-    page.reload()
     expect(page.locator("input[name=x][value=tokens]")).to_be_checked()
     expect(page.locator("input[name=log]")).to_be_checked()
 

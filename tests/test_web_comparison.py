@@ -1,13 +1,17 @@
 """The comparison on the screen and to hand on: verdict, intervals, pairs, charts, classes, report."""
 
 import re
+import time
 from html import unescape
 
 import pytest
 from fastapi.testclient import TestClient
+from playwright.sync_api import expect
+from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from app.comparison import classes
+from app import storage
+from app.comparison import classes, figures, pairs
 from app.tables import Experiment
 from app.web import tradeoffs
 from tests import answered, factories, web
@@ -62,8 +66,6 @@ def test_the_best_trade_offs_are_those_that_nothing_beats() -> None:
 
 
 def test_every_part_of_a_chart_lies_inside(db: Session, of: Experiment) -> None:
-    from app.comparison import figures
-
     for chart in tradeoffs.charts(figures.compare(db, of), "Accuracy"):
         for dot in chart.dots:
             assert chart.left < dot.x < chart.right
@@ -84,7 +86,7 @@ def test_classes_of_a_model_matched_as_asked(browser: TestClient, of: Experiment
     assert "Accuracy of LoRA: 92.0 %" in page
     assert "The whole text, exactly as it is" in page
     page = _text(browser.get(f"{address}?model={lora}&match=choice").text)
-    assert "was not asked to choose among the labels" in page
+    assert "was not asked to choose among the labels; that is measured" in page
     assert browser.get(f"{address}?model=nobody&match=nothing").status_code == 200
 
 
@@ -148,3 +150,50 @@ def test_all_of_it_is_json(browser: TestClient, of: Experiment) -> None:
     assert row["forecast"]["memory_mb"] == pytest.approx(550)
     assert row["peak_memory_mb"] == 500
     assert 0 < body["majority"] < 1
+
+
+CURVE = """
+    WITH RECURSIVE steps(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM steps WHERE n < 20000)
+    INSERT INTO point (run_id, kind, step, number, attempt, epoch, loss, seconds, tokens, recorded_at)
+    SELECT :run, 'train', n, n, 1, n / 1000.0, 1.0, n, n, 0 FROM steps
+"""
+
+
+def _processor_seconds(browser: TestClient, address: str) -> float:
+    """Of this process, so that what else the machine does is not counted."""
+    begun = time.process_time()
+    assert browser.get(address).status_code == 200
+    return time.process_time() - begun
+
+
+def test_the_page_of_long_runs_and_many_answers_is_quick(browser: TestClient, db: Session) -> None:
+    """4 runs of 20,000 points, 2,000 test examples. The bounds are generous: docs/comparison.md has
+    what was measured."""
+    of = answered.experiment(db, num_test=2000)
+    for run in of.runs:
+        db.execute(text(CURVE), {"run": run.id})
+        run.last_number = 20_000
+    db.commit()
+    browser.get("/experiments")  # what is done once in a process
+    pairs._kept.clear()
+    figures._majorities.clear()
+    address = f"/experiments/{of.id}"
+    assert _processor_seconds(browser, address) < 0.9
+    assert min(_processor_seconds(browser, address) for _ in range(3)) < 0.2
+    assert min(_processor_seconds(browser, f"{address}/report") for _ in range(2)) < 0.6
+
+
+@pytest.mark.browser
+def test_the_charts_are_read_out_with_the_keyboard(db: Session, of: Experiment) -> None:
+    with web.served() as address, web.chromium() as chromium:
+        page = chromium.new_page(base_url=address)
+        page.goto(f"/?token={storage.token()}")
+        page.goto(f"/experiments/{of.id}")
+        first, second = page.locator(".spot").nth(0), page.locator(".spot").nth(1)
+        first.focus()
+        expect(first.locator(".dot-said")).to_be_visible()
+        expect(second.locator(".dot-said")).to_be_hidden()
+        page.keyboard.press("Tab")
+        expect(second.locator(".dot-said")).to_be_visible()
+        expect(first.locator(".dot-said")).to_be_hidden()
+        page.goto("about:blank")

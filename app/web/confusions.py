@@ -46,6 +46,7 @@ def page(db: Session, experiment: Experiment, wanted: str, matching: str) -> dic
         "matchings": WORDS,
         "meaning": classes.MATCHINGS[matching],
         "found": found,
+        "no_choices": model.stored.get("no_choices", "") if model else "",
         "is_small": found is not None and len(found.classes) < MOST_COLUMNS,
         "confusions": found.confusions[:MOST_CONFUSIONS] if found else [],
     }

@@ -11,12 +11,12 @@ from app.tables import Run
 from app.web import formats
 
 WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 900, 300, 56, 12, 36
-MOST = 200  # places of a curve: more are averaged, so that the file stays small
+MOST = 400  # steps that a curve is drawn from, so that the file stays small
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A run's train loss, averaged, and its validation losses."""
+    """A run's train loss at evenly spread steps, and its validation losses."""
 
     label: str
     method: str
@@ -47,8 +47,8 @@ def losses(db: Session, runs: Sequence[Run], labels: dict[str, str]) -> Drawing 
     train: dict[str, list[Place]] = {}
     validation: dict[str, list[Place]] = {}
     for run in runs:
-        found = points.curve(db, run.id)
-        train[run.id] = _averaged(_places(found, "train"))
+        found = points.sampled(db, run.id, MOST)
+        train[run.id] = _places(found, "train")
         validation[run.id] = _places(found, "validation")
     every = [place for curve in (*train.values(), *validation.values()) for place in curve]
     if len(every) < 2:
@@ -84,10 +84,3 @@ def losses(db: Session, runs: Sequence[Run], labels: dict[str, str]) -> Drawing 
 
 def _places(found: Sequence[Any], kind: str) -> list[Place]:
     return [(one.step, one.loss) for one in found if one.kind == kind and one.loss is not None]
-
-
-def _averaged(places: Sequence[Place]) -> list[Place]:
-    """At most MOST places, each the mean of those it stands for."""
-    size = -(-len(places) // MOST) or 1
-    parts = [places[first : first + size] for first in range(0, len(places), size)]
-    return [(part[-1][0], sum(loss for _, loss in part) / len(part)) for part in parts]
