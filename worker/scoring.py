@@ -54,7 +54,8 @@ def score_run(job: Job) -> dict[str, Any]:
 def score_base(job: Job) -> None:
     """Measure what is not yet known of the base model on this experiment's split and template."""
     known = _known(job)
-    if known.validation_loss is not None and known.scores:
+    scored = "intervals" in known.scores  # an earlier version stored less
+    if known.validation_loss is not None and scored:
         return
     folder = files.base_model(job.run.experiment.base_model_id)
     model = backbones.load_base(methods.Method(), None, folder, job.machine)
@@ -62,7 +63,7 @@ def score_base(job: Job) -> None:
         rows, plain = job.material.validation, _plain(job, model, None)
         found = _losses(job, model, None, rows, plain, "Measuring the base model")
         _keep(job, validation_loss=evaluate.mean(found))
-    if not known.scores:
+    if not scored:
         key = baselines.key(job.run.experiment, job.machine.dtype)
         _keep(job, scores=_score(job, model, None, owner=key, of="the base model"))
 

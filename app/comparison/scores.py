@@ -25,6 +25,12 @@ METRICS: dict[str, dict[str, str]] = {
 # Of the same examples where the model may answer with a label only: its likeliest one.
 CHOICE = {"choice_accuracy": "Accuracy, by choice", "choice_macro_f1": "Macro F1, by choice"}
 RIGHT_OR_WRONG = {"accuracy", "choice_accuracy", "exact", "valid_json"}  # per example 1 or 0
+# What is not looked at when answers are matched; ROUGE and chrF are as their libraries have them.
+NORMALISED = {
+    "classification": "The first line counts, without case, quotes and end marks",
+    "extraction": "Fields count without case, quotes and end marks; their order does not matter",
+    "question_answering": "Case, punctuation and a, an, the do not count, as SQuAD has it",
+}
 _QUOTES = "\"'`*\u201c\u201d\u2018\u2019\u00ab\u00bb"  # straight, curly and angled
 _FENCED = re.compile(r"```(?:json)?\s*(.*?)\s*(?:```|$)", re.DOTALL)
 

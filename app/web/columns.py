@@ -125,10 +125,11 @@ def _best(column: Column, rows: Sequence[figures.Row]) -> set[str]:
 
 def _note(task: str, found: figures.Comparison) -> str:
     label = scores.METRICS[task][found.metric]
-    return (
+    note = (
         f"Scores on {found.num_test:,} test examples that no run has trained on. Under each stands "
         f"its 95 % interval. {label} comes first: the task is judged by it."
     )
+    return f"{note} {scores.NORMALISED[task]}." if task in scores.NORMALISED else note
 
 
 @dataclass(frozen=True)
