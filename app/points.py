@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import Row, delete, insert, or_, select
+from sqlalchemy import Row, delete, func, insert, or_, select
 from sqlalchemy.orm import Session
 
 from app import queue, runs
@@ -120,3 +120,12 @@ def curve(db: Session, run_id: str) -> list[Point]:
     """All points of a run in the order of their steps."""
     query = select(Point).where(Point.run_id == run_id).order_by(Point.step, Point.kind)
     return list(db.scalars(query))
+
+
+def sampled(db: Session, run_id: str, most: int) -> list[Row[Any]]:
+    """Kind, step and loss of every validation, and of about `most` steps evenly spread."""
+    last = db.scalar(select(func.max(Point.step)).where(Point.run_id == run_id)) or 0
+    every = max(1, -(-last // most))
+    wanted = or_(Point.kind != "train", Point.step % every == 0)
+    query = select(Point.kind, Point.step, Point.loss).where(Point.run_id == run_id, wanted)
+    return list(db.execute(query.order_by(Point.step)))

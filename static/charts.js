@@ -86,24 +86,36 @@ export class LossChart {
     const asked = new URLSearchParams(location.search);
     const form = this.root.querySelector("[data-controls]");
     this.form = form;
+    const off = new Set((asked.get("off") ?? "").split(" "));
     if (AXES[asked.get("x")]) form.elements.x.value = asked.get("x");
     form.elements.log.checked = asked.has("log");
     if (asked.get("smooth")) form.elements.smooth.value = asked.get("smooth");
     form.addEventListener("submit", (event) => event.preventDefault());
     form.addEventListener("input", () => {
-      const { x, log, smooth } = form.elements;
-      const query = new URLSearchParams(location.search);
-      for (const [key, value] of [["x", x.value === "step" ? "" : x.value], ["log", log.checked ? "1" : ""], ["smooth", smooth.value === "0.6" ? "" : smooth.value]])
-        value ? query.set(key, value) : query.delete(key);
-      history.replaceState(null, "", `${location.pathname}${query.size ? `?${query}` : ""}`);
+      this.keep();
       for (const run of this.runs.values()) run.tables = null;
       this.build();
     });
-    for (const run of this.runs.values())
-      run.item.querySelector("[data-toggle]")?.addEventListener("change", (event) => {
-        run.shown = event.target.checked;
+    for (const [id, run] of this.runs) {
+      const toggle = run.item.querySelector("[data-toggle]");
+      if (!toggle) continue;
+      run.shown = toggle.checked = !off.has(id);
+      toggle.addEventListener("change", () => {
+        run.shown = toggle.checked;
+        this.keep();
         this.build();
       });
+    }
+  }
+
+  // What is chosen stands in the address, so that it can be handed on; defaults do not.
+  keep() {
+    const { x, log, smooth } = this.form.elements;
+    const query = new URLSearchParams(location.search);
+    const off = [...this.runs].filter(([, run]) => !run.shown).map(([id]) => id).join(" ");
+    for (const [key, value] of [["x", x.value === "step" ? "" : x.value], ["log", log.checked ? "1" : ""], ["smooth", smooth.value === "0.6" ? "" : smooth.value], ["off", off]])
+      value ? query.set(key, value) : query.delete(key);
+    history.replaceState(null, "", `${location.pathname}${query.size ? `?${query}` : ""}`);
   }
 
   keys() {

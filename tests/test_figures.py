@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy.orm import Session
 
 from app import experiments
-from app.comparison import baselines, figures
+from app.comparison import baselines, figures, intervals
 from app.comparison.baselines import Given
 from app.tables import Experiment, Run
 from tests import factories
@@ -18,12 +18,18 @@ FIGURES = {
     "total_parameters": 1_000_000,
     "peak_memory_mb": 812.5,
     "size_bytes": 10_240,
+    "tokens_per_second": 410.0,
+    "device": "A processor",
 }
+FORECAST = {"memory_mb": 900.0, "train_seconds": 55.0}
 SCORES = {
     "metrics": {"accuracy": 0.9, "macro_f1": 0.8},
     "primary": "accuracy",
     "test_loss": 0.31,
     "num_test": 15,
+    "intervals": {"macro_f1": [0.6, 0.9], "test_loss": [0.2, 0.4]},
+    "first_token_seconds": 0.2,
+    "answer_tokens_per_second": 31.5,
 }
 
 
@@ -33,6 +39,7 @@ def _compare(db: Session, of: Experiment) -> figures.Comparison:
 
 def _finished(db: Session, of: Experiment, **changes: Any) -> Run:
     given = {"best_loss": 0.25, "train_seconds": 61.5, "figures": FIGURES, "scores": SCORES}
+    given["forecast"] = FORECAST
     return factories.tuned(db, of, **given | changes)
 
 
@@ -63,15 +70,28 @@ def test_what_was_measured_stands_in_its_row(any_db: Session) -> None:
         "method": "lora",
         "state": "succeeded",
         "score": 0.9,
+        "interval": intervals.wilson(13.5, 15),
         "metrics": {"accuracy": 0.9, "macro_f1": 0.8},
+        "intervals": {
+            "accuracy": intervals.wilson(13.5, 15),
+            "macro_f1": (0.6, 0.9),
+            "test_loss": (0.2, 0.4),
+        },
         "validation_loss": 0.25,
         "test_loss": 0.31,
+        "perplexity": pytest.approx(1.3634, abs=1e-4),
         "train_seconds": 61.5,
         "peak_memory_mb": 812.5,
+        "tokens_per_second": 410.0,
+        "energy_wh": None,
+        "first_token_seconds": 0.2,
+        "answer_tokens_per_second": 31.5,
         "trainable": 2_500,
         "total": 1_000_000,
         "share": 0.0025,
         "size_bytes": 10_240,
+        "device": "A processor",
+        "forecast": {"memory_mb": 900.0, "train_seconds": 55.0},
     }
 
 

@@ -125,7 +125,11 @@ def test_the_axis_and_the_smoothing_are_kept_in_the_address(
     page.locator("input[name=x][value=tokens] + span").click()
     page.locator("input[name=log]").check()
     assert page.url.endswith("?smooth=0.5&x=tokens&log=1")
+    page.locator("[data-toggle]").last.uncheck()
+    assert page.url.endswith(f"&off={'b' * 12}")
     page.reload()
+    expect(page.locator("[data-toggle]").last).not_to_be_checked()
+    expect(page.locator("[data-toggle]").first).to_be_checked()
     expect(page.locator("input[name=x][value=tokens]")).to_be_checked()
     expect(page.locator("input[name=log]")).to_be_checked()
 

@@ -179,3 +179,15 @@ def test_a_curve_is_in_the_order_of_its_steps(db: Session) -> None:
     points.record(db, run.id, 1, [measured(2)])
     found = [(point.step, point.kind) for point in points.curve(db, run.id)]
     assert found == [(1, "train"), (2, "train"), (10, "train"), (10, "validation")]
+
+
+def test_a_sample_has_every_validation_and_evenly_spread_steps(any_db: Session) -> None:
+    run = factories.run(any_db, state="running")
+    looks = [measured(step, "validation") for step in (0, 7, 100)]
+    points.record(any_db, run.id, 1, [*looks, *(measured(step) for step in range(1, 101))])
+    found = points.sampled(any_db, run.id, 10)
+    assert [one.step for one in found if one.kind == "validation"] == [0, 7, 100]
+    assert [one.step for one in found if one.kind == "train"] == [*range(10, 101, 10)]
+    every = points.sampled(any_db, run.id, 1000)
+    assert len(every) == 103
+    assert points.sampled(any_db, "nothing", 10) == []

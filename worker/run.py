@@ -17,6 +17,7 @@ from worker import (
     backbones,
     checkpoints,
     distributed,
+    energy,
     failures,
     hardware,
     launch,
@@ -114,6 +115,7 @@ def _train(job: Job) -> None:
     job.store(phase="training", figures=job.run.figures)
     if state.step == 0 and job.group.size == 1:  # the others would wait
         scoring.look_at_base(job, model)
+    meter = energy.meter(job.machine)
     going = train.train(
         model,
         soft_prefix,
@@ -127,10 +129,10 @@ def _train(job: Job) -> None:
         group=job.group,
     )
     Recorder(job, model, state).follow(going)
-    _measure(job, state)
+    _measure(job, state, meter)
 
 
-def _measure(job: Job, state: checkpoints.State) -> None:
+def _measure(job: Job, state: checkpoints.State, meter: energy.Meter) -> None:
     """Store what training took."""
     peak = hardware.peak_memory_mb(job.machine)
     earlier = job.run.figures.get("peak_memory_mb", 0.0)  # of an attempt that was interrupted
@@ -138,6 +140,9 @@ def _measure(job: Job, state: checkpoints.State) -> None:
         "peak_memory_mb": max(earlier, peak),
         "tokens_per_second": state.tokens / max(state.seconds, 1e-9),
     }
+    # Of one GPU that did all of it: what an interrupted attempt took is not known.
+    if job.run.attempt == 1 and job.group.size == 1 and (spent := meter()) is not None:
+        job.run.figures["energy_wh"] = spent
     job.store(figures=job.run.figures)
 
 

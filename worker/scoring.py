@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from app import database, files, methods, prompts, runs
-from app.comparison import baselines, scores
-from worker import backbones, evaluate, obstacles
+from app.comparison import baselines, certainty, scores
+from worker import backbones, choices, evaluate, latency, obstacles
 from worker.job import Job
 from worker.material import longest_answer
 
@@ -54,7 +54,8 @@ def score_run(job: Job) -> dict[str, Any]:
 def score_base(job: Job) -> None:
     """Measure what is not yet known of the base model on this experiment's split and template."""
     known = _known(job)
-    if known.validation_loss is not None and known.scores:
+    scored = "intervals" in known.scores  # an earlier version stored less
+    if known.validation_loss is not None and scored:
         return
     folder = files.base_model(job.run.experiment.base_model_id)
     model = backbones.load_base(methods.Method(), None, folder, job.machine)
@@ -62,7 +63,7 @@ def score_base(job: Job) -> None:
         rows, plain = job.material.validation, _plain(job, model, None)
         found = _losses(job, model, None, rows, plain, "Measuring the base model")
         _keep(job, validation_loss=evaluate.mean(found))
-    if not known.scores:
+    if not scored:
         key = baselines.key(job.run.experiment, job.machine.dtype)
         _keep(job, scores=_score(job, model, None, owner=key, of="the base model"))
 
@@ -106,12 +107,62 @@ def _score(
         )
     ]
     database.lasting(lambda db: baselines.store_answers(db, owner, answers))
-    return {
+    sure = certainty.of_metrics(task, labels, pairs)
+    sure["test_loss"] = certainty.of_loss(
+        [loss.total for loss in losses], [loss.tokens for loss in losses]
+    )
+    found = {
         "metrics": scores.summary(task, labels, pairs),
         "primary": scores.primary(task),
         "test_loss": evaluate.mean(losses),
         "num_test": len(pairs),
+        "intervals": {name: list(one) for name, one in sure.items()},
+        **_latency(job, model, soft_prefix),
     }
+    return _with_choices(found, job, model, soft_prefix, plain, of)
+
+
+def _with_choices(
+    found: dict[str, Any],
+    job: Job,
+    model: Any,
+    soft_prefix: torch.Tensor | None,
+    plain: bool,
+    of: str,
+) -> dict[str, Any]:
+    """With the figures of a classification by choice among the labels, or why there are none."""
+    experiment, rows = job.run.experiment, job.material.test
+    names = experiment.labels
+    if experiment.task != "classification" or len(names) < 2:
+        return found
+    formatter = prompts.formatter(files.base_model(experiment.base_model_id))
+    labels = [formatter.answer_ids(name) for name in names]
+    if why := choices.obstacle(rows, labels, job.machine, plain=plain):
+        return found | {"no_choices": why}
+    chosen: list[int] = []
+    tell = _progress(job, f"Scoring {of}: choice among the labels", len(rows))
+    for place in choices.find(model, soft_prefix, rows, labels, job.machine, plain=plain):
+        chosen.append(place)
+        tell(len(chosen))
+    examples = [example for _, example in job.material.test_examples]
+    pairs = [
+        (example.output, names[place]) for example, place in zip(examples, chosen, strict=True)
+    ]
+    more = scores.summary(experiment.task, names, pairs)
+    sure = certainty.of_metrics(experiment.task, names, pairs)
+    return found | {
+        "metrics": found["metrics"] | {f"choice_{name}": value for name, value in more.items()},
+        "intervals": found["intervals"]
+        | {f"choice_{name}": list(one) for name, one in sure.items()},
+        "choices": chosen,
+    }
+
+
+def _latency(job: Job, model: Any, soft_prefix: torch.Tensor | None) -> dict[str, float]:
+    formatter = prompts.formatter(files.base_model(job.run.experiment.base_model_id))
+    ids = [list(row.prompt_ids) for row in job.material.test[: latency.PROMPTS]]
+    most = longest_answer(job.run.experiment, job.material)
+    return latency.measure(model, soft_prefix, ids, formatter.stop_ids, most)
 
 
 def _losses(

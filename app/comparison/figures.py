@@ -1,13 +1,16 @@
 """The side-by-side of an experiment: one row for the base model and for each run, measured."""
 
+import math
 from typing import Any, NamedTuple
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from app import datasets, methods
-from app.comparison import baselines, scores
-from app.tables import Answer, Experiment
+from app import calibration, datasets, methods
+from app.comparison import baselines, certainty, labels, pairs, scores
+from app.comparison.intervals import Interval
+from app.comparison.pairs import Finished, Pair
+from app.tables import Answer, Baseline, Experiment, Run
 
 
 class Row(NamedTuple):
@@ -16,17 +19,26 @@ class Row(NamedTuple):
     key: str  # run id, or "base"
     label: str
     method: str  # a method's key, or "base"
-    state: str
-    score: float | None  # the task's first metric, on the test split
-    metrics: dict[str, float]
-    validation_loss: float | None  # best; nats per target token
-    test_loss: float | None
-    train_seconds: float | None
-    peak_memory_mb: float | None
-    trainable: int | None
-    total: int | None
-    share: float | None  # trainable / total
-    size_bytes: int | None  # of what is saved
+    state: str = ""
+    score: float | None = None  # the task's first metric, on the test split
+    interval: Interval | None = None  # of the score, 95 %
+    metrics: dict[str, float] = {}  # noqa: RUF012 - a row never changes
+    intervals: dict[str, Interval] = {}  # noqa: RUF012 - of the metrics and of test_loss
+    validation_loss: float | None = None  # best; nats per target token
+    test_loss: float | None = None
+    perplexity: float | None = None  # on the test split
+    train_seconds: float | None = None
+    peak_memory_mb: float | None = None
+    tokens_per_second: float | None = None  # in training
+    energy_wh: float | None = None  # of the GPU in training
+    first_token_seconds: float | None = None  # of an answer
+    answer_tokens_per_second: float | None = None
+    trainable: int | None = None
+    total: int | None = None
+    share: float | None = None  # trainable / total
+    size_bytes: int | None = None  # of what is saved
+    device: str | None = None
+    forecast: dict[str, float | None] = {}  # noqa: RUF012 - as told before the run began
 
 
 class Example(NamedTuple):
@@ -43,8 +55,14 @@ class Comparison(NamedTuple):
 
     metric: str  # name of the first metric
     rows: list[Row]
+    pairs: list[Pair]  # of all that has finished
     num_test: int
     majority: float | None  # classification: the score of always answering the commonest label
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """By the rows' keys."""
+        return {row.key: row.label for row in self.rows}
 
 
 baseline = baselines.find  # the pages' way to the base model's figures
@@ -52,62 +70,106 @@ baseline = baselines.find  # the pages' way to the base model's figures
 
 def compare(db: Session, experiment: Experiment) -> Comparison:
     """The table of the experiment, as far as it has been measured."""
-    metric = scores.primary(experiment.task)
-    base = baselines.find(db, experiment)
-    found = base.scores if base else {}
-    rows = [
-        Row(
-            key="base",
-            label="Base model",
-            method="base",
-            state="succeeded" if found else "",
-            score=found.get("metrics", {}).get(metric),
-            metrics=found.get("metrics", {}),
-            validation_loss=base.validation_loss if base else None,
-            test_loss=found.get("test_loss"),
-            train_seconds=None,
-            peak_memory_mb=None,
-            trainable=0,
-            total=experiment.base_model.shapes.get("parameters"),
-            share=0.0,
-            size_bytes=None,
-        )
-    ]
-    rows += [_row(run, metric) for run in _ordered(experiment)]
-    return Comparison(metric, rows, len(experiment.split["test"]), _majority(experiment))
+    metric, test = scores.primary(experiment.task), experiment.split["test"]
+    base, runs = baselines.find(db, experiment), _ordered(experiment)
+    named = labels.of(runs)
+    rows = [_base_row(experiment, base), *(_row(run, named[run.id]) for run in runs)]
+    finished = [Finished(run.id, run.id, run.finished_at) for run in runs if _has_ended_well(run)]
+    if base and base.scores:
+        finished.insert(0, Finished("base", base.key, base.created_at))
+    judged = pairs.judge(db, finished, test, right_or_wrong=metric in scores.RIGHT_OR_WRONG)
+    rows = [_with_score(row, metric, judged.intervals.get(row.key)) for row in rows]
+    return Comparison(metric, rows, judged.pairs, len(test), _majority(experiment))
 
 
-def as_dict(comparison: Comparison) -> dict[str, Any]:
+def as_dict(found: Comparison) -> dict[str, Any]:
     """For JSON."""
-    rows = [row._asdict() for row in comparison.rows]
-    return comparison._asdict() | {"rows": rows}
+    told = [
+        {
+            "better": pair.better,
+            "other": pair.other,
+            "needed_for_3_points": pair.needed,
+            **pair.difference._asdict(),
+            "words": pairs.words(pair, found.labels, found.num_test),
+        }
+        for pair in found.pairs
+    ]
+    return found._asdict() | {"rows": [row._asdict() for row in found.rows], "pairs": told}
 
 
-def _ordered(experiment: Experiment) -> list[Any]:
+def _ordered(experiment: Experiment) -> list[Run]:
     return sorted(
         experiment.runs, key=lambda run: (methods.get(run.method).order, run.position, run.id)
     )
 
 
-def _row(run: Any, metric: str) -> Row:
-    figures, measured = run.figures, run.scores.get("metrics", {})
+def _has_ended_well(run: Run) -> bool:
+    return run.state == "succeeded" and bool(run.scores)
+
+
+def _base_row(experiment: Experiment, base: Baseline | None) -> Row:
+    found = base.scores if base else {}
+    return Row(
+        key="base",
+        label="Base model",
+        method="base",
+        state="succeeded" if found else "",
+        validation_loss=base.validation_loss if base else None,
+        trainable=0,
+        total=experiment.base_model.shapes.get("parameters"),
+        share=0.0,
+        **_scored(found),
+    )
+
+
+def _row(run: Run, label: str) -> Row:
+    figures = run.figures
     trainable, total = figures.get("trainable_parameters"), figures.get("total_parameters")
+    same = ("peak_memory_mb", "tokens_per_second", "energy_wh", "size_bytes", "device")
+    measured: dict[str, Any] = {name: figures.get(name) for name in same}
     return Row(
         key=run.id,
-        label=methods.get(run.method).label,
+        label=label,
         method=run.method,
         state=run.state,
-        score=measured.get(metric),
-        metrics=measured,
         validation_loss=run.best_loss,
-        test_loss=run.scores.get("test_loss"),
         train_seconds=run.train_seconds or None,
-        peak_memory_mb=figures.get("peak_memory_mb"),
         trainable=trainable,
         total=total,
         share=trainable / total if trainable and total else None,
-        size_bytes=figures.get("size_bytes"),
+        forecast={one.what: one.forecast for one in calibration.compared(run) if one.forecast},
+        **measured,
+        **_scored(run.scores),
     )
+
+
+def _scored(found: dict[str, Any]) -> dict[str, Any]:
+    """What the worker stored of a model's answers to the test split."""
+    loss, total = found.get("test_loss"), found.get("num_test", 0)
+    metrics = found.get("metrics", {})
+    stored = {name: Interval(*ends) for name, ends in found.get("intervals", {}).items()}
+    shares = {
+        name: certainty.of_share(value, total)
+        for name, value in metrics.items()
+        if certainty.is_share(name) and total
+    }
+    return {
+        "metrics": metrics,
+        "intervals": shares | stored,
+        "test_loss": loss,
+        "perplexity": math.exp(loss) if loss is not None and loss < 700 else None,
+        "first_token_seconds": found.get("first_token_seconds"),
+        "answer_tokens_per_second": found.get("answer_tokens_per_second"),
+    }
+
+
+def _with_score(row: Row, metric: str, interval: Interval | None) -> Row:
+    """With the score; its interval is that of the stored answers where the worker gave none."""
+    found = row.metrics.get(metric)
+    if found is None:
+        return row
+    known = row.intervals.get(metric) or interval
+    return row._replace(score=found, interval=known)
 
 
 _majorities: dict[str, float] = {}  # by experiment: neither its dataset nor its split changes

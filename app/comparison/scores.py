@@ -12,10 +12,24 @@ from typing import Any
 # The first metric of a task is the one it is judged by. Name -> label for the screen.
 METRICS: dict[str, dict[str, str]] = {
     "classification": {"accuracy": "Accuracy", "macro_f1": "Macro F1"},
-    "generation": {"chrf": "chrF", "rougeL": "ROUGE-L"},
-    "summarization": {"rougeL": "ROUGE-L", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2"},
+    "generation": {"chrf": "chrF", "rougeL": "ROUGE-L", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2"},
+    "summarization": {
+        "rougeL": "ROUGE-L",
+        "rouge1": "ROUGE-1",
+        "rouge2": "ROUGE-2",
+        "chrf": "chrF",
+    },
     "extraction": {"field_f1": "Field F1", "exact": "Exact match", "valid_json": "Valid JSON"},
     "question_answering": {"token_f1": "Token F1", "exact": "Exact match"},
+}
+# Of the same examples where the model may answer with a label only: its likeliest one.
+CHOICE = {"choice_accuracy": "Accuracy, by choice", "choice_macro_f1": "Macro F1, by choice"}
+RIGHT_OR_WRONG = {"accuracy", "choice_accuracy", "exact", "valid_json"}  # per example 1 or 0
+# What is not looked at when answers are matched; ROUGE and chrF are as their libraries have them.
+NORMALISED = {
+    "classification": "The first line counts, without case, quotes and end marks",
+    "extraction": "Fields count without case, quotes and end marks; their order does not matter",
+    "question_answering": "Case, punctuation and a, an, the do not count, as SQuAD has it",
 }
 _QUOTES = "\"'`*\u201c\u201d\u2018\u2019\u00ab\u00bb"  # straight, curly and angled
 _FENCED = re.compile(r"```(?:json)?\s*(.*?)\s*(?:```|$)", re.DOTALL)
@@ -44,12 +58,31 @@ def score(task: str, labels: Sequence[str], expected: str, answer: str) -> float
     return _SCORES[task](labels, expected, answer)
 
 
+def each(task: str, labels: Sequence[str], expected: str, answer: str) -> dict[str, float]:
+    """One answer by those of the task's metrics that are means over the examples."""
+    return _EACH[task](labels, expected, answer)
+
+
 def summary(task: str, labels: Sequence[str], pairs: Sequence[Pair]) -> dict[str, float]:
     """Every metric of the task over (expected, answer) pairs; empty without pairs.
 
     A metric that does not apply (valid JSON where no output is JSON) is left out.
     """
-    return _SUMMARIES[task](labels, pairs) if pairs else {}
+    if not pairs:
+        return {}
+    found = [each(task, labels, *pair) for pair in pairs]
+    means = {name: fmean(one[name] for one in found) for name in found[0]}
+    whole = {
+        name: metric(labels, pairs) for name, metric in _POOLED.items() if name in METRICS[task]
+    }
+    if task == "extraction" and not any(_is_json(expected) for expected, _ in pairs):
+        del means["valid_json"]
+    return {name: (means | whole)[name] for name in METRICS[task] if name in means or name in whole}
+
+
+def named(labels: Sequence[str], pairs: Sequence[Pair]) -> list[Pair]:
+    """The classes that outputs and answers name."""
+    return [(label_of(expected, labels), label_of(answer, labels)) for expected, answer in pairs]
 
 
 def label_of(answer: str, labels: Sequence[str]) -> str:
@@ -63,13 +96,12 @@ def _hit(labels: Sequence[str], expected: str, answer: str) -> float:
     return float(label_of(answer, labels) == label_of(expected, labels))
 
 
-def _classification(labels: Sequence[str], pairs: Sequence[Pair]) -> dict[str, float]:
-    """Accuracy, and F1 averaged over the labels that are expected at least once."""
-    named = [(label_of(expected, labels), label_of(answer, labels)) for expected, answer in pairs]
-    wanted, given = Counter(pair[0] for pair in named), Counter(pair[1] for pair in named)
-    right = Counter(one for one, other in named if one == other)
-    f1 = [2 * right[label] / (wanted[label] + given[label]) for label in wanted]
-    return {"accuracy": right.total() / len(named), "macro_f1": fmean(f1)}
+def _macro_f1(labels: Sequence[str], pairs: Sequence[Pair]) -> float:
+    """F1 averaged over the labels that are expected at least once."""
+    found = named(labels, pairs)
+    wanted, given = Counter(pair[0] for pair in found), Counter(pair[1] for pair in found)
+    right = Counter(one for one, other in found if one == other)
+    return fmean(2 * right[label] / (wanted[label] + given[label]) for label in wanted)
 
 
 @cache
@@ -81,31 +113,26 @@ def _rouge() -> Any:
 
 
 @cache
-def _chrf() -> Any:
+def chrf_metric() -> Any:
+    """sacreBLEU's chrF as it is by default."""
     from sacrebleu.metrics.chrf import CHRF  # noqa: PLC0415 - only workers score
 
     return CHRF()
 
 
-def _rouges(expected: str, answer: str) -> dict[str, float]:
+def _rouges(_labels: Sequence[str], expected: str, answer: str) -> dict[str, float]:
     found = _rouge().score(expected, answer)
     return {name: float(one.fmeasure) for name, one in found.items()}
 
 
-def _mean_rouges(pairs: Sequence[Pair]) -> dict[str, float]:
-    each = [_rouges(*pair) for pair in pairs]
-    return {name: fmean(one[name] for one in each) for name in ("rougeL", "rouge1", "rouge2")}
-
-
 def _sentence_chrf(_labels: Sequence[str], expected: str, answer: str) -> float:
-    return float(_chrf().sentence_score(answer, [expected]).score) / 100
+    return float(chrf_metric().sentence_score(answer, [expected]).score) / 100
 
 
-def _generation(_labels: Sequence[str], pairs: Sequence[Pair]) -> dict[str, float]:
-    """Corpus chrF as sacreBLEU pools it, and the mean ROUGE-L."""
+def _pooled_chrf(_labels: Sequence[str], pairs: Sequence[Pair]) -> float:
+    """chrF over all texts, as sacreBLEU pools it."""
     expected, answers = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-    pooled = float(_chrf().corpus_score(answers, [expected]).score) / 100
-    return {"chrf": pooled, "rougeL": _mean_rouges(pairs)["rougeL"]}
+    return float(chrf_metric().corpus_score(answers, [expected]).score) / 100
 
 
 def _json_in(text: str) -> Any:
@@ -172,42 +199,45 @@ def _same(expected: str, answer: str) -> float:
     return float(both and json.loads(expected) == json.loads(answer))
 
 
-def _extraction(labels: Sequence[str], pairs: Sequence[Pair]) -> dict[str, float]:
-    found = {
-        "field_f1": fmean(_field_f1(labels, *pair) for pair in pairs),
-        "exact": fmean(_same(*pair) for pair in pairs),
+def _extraction(labels: Sequence[str], expected: str, answer: str) -> dict[str, float]:
+    return {
+        "field_f1": _field_f1(labels, expected, answer),
+        "exact": _same(expected, answer),
+        "valid_json": float(_is_json(answer)),
     }
-    if any(_is_json(expected) for expected, _ in pairs):
-        found["valid_json"] = fmean(_is_json(answer) for _, answer in pairs)
-    return found
 
 
-def _words(text: str) -> Counter[str]:
+def _words(text: str) -> list[str]:
     """SQuAD's words: lower case, no punctuation, no articles."""
     plain = "".join(letter for letter in text.lower() if letter not in string.punctuation)
-    return Counter(re.sub(r"\b(a|an|the)\b", " ", plain).split())
+    return re.sub(r"\b(a|an|the)\b", " ", plain).split()
 
 
 def _token_f1(_labels: Sequence[str], expected: str, answer: str) -> float:
-    return _overlap(_words(expected), _words(answer))
+    return _overlap(Counter(_words(expected)), Counter(_words(answer)))
 
 
-def _question_answering(labels: Sequence[str], pairs: Sequence[Pair]) -> dict[str, float]:
-    exact = fmean(normalise(expected) == normalise(answer) for expected, answer in pairs)
-    return {"token_f1": fmean(_token_f1(labels, *pair) for pair in pairs), "exact": exact}
+def _question_answering(labels: Sequence[str], expected: str, answer: str) -> dict[str, float]:
+    exact = float(_words(expected) == _words(answer))
+    return {"token_f1": _token_f1(labels, expected, answer), "exact": exact}
 
 
 _SCORES: dict[str, Callable[[Sequence[str], str, str], float]] = {
     "classification": _hit,
     "generation": _sentence_chrf,
-    "summarization": lambda _labels, expected, answer: _rouges(expected, answer)["rougeL"],
+    "summarization": lambda labels, expected, answer: _rouges(labels, expected, answer)["rougeL"],
     "extraction": _field_f1,
     "question_answering": _token_f1,
 }
-_SUMMARIES: dict[str, Callable[[Sequence[str], Sequence[Pair]], dict[str, float]]] = {
-    "classification": _classification,
-    "generation": _generation,
-    "summarization": lambda _labels, pairs: _mean_rouges(pairs),
+_EACH: dict[str, Callable[[Sequence[str], str, str], dict[str, float]]] = {
+    "classification": lambda labels, expected, answer: {"accuracy": _hit(labels, expected, answer)},
+    "generation": _rouges,
+    "summarization": _rouges,
     "extraction": _extraction,
     "question_answering": _question_answering,
+}
+# Metrics of all examples together: no mean of anything.
+_POOLED: dict[str, Callable[[Sequence[str], Sequence[Pair]], float]] = {
+    "macro_f1": _macro_f1,
+    "chrf": _pooled_chrf,
 }

@@ -1,35 +1,24 @@
-"""The comparison as a table on the screen: columns, figures in words, and which cell is best."""
+"""The comparison on the screen: its tables, which cell is best, pairs, and answers side by side."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy.orm import Session
 
-from app.comparison import figures, scores
+from app.comparison import figures, pairs, scores, verdict
 from app.tables import Experiment
-from app.web import formats
+from app.web import formats, measures, tradeoffs
+from app.web.measures import Column
 
 PAGE = 20  # test examples on one page
-
-
-@dataclass(frozen=True)
-class Column:
-    """One figure of each model. `best`: what the best cell is called; `sign` +1: more is better."""
-
-    label: str
-    unit: str
-    value: Callable[[figures.Row], float | None]
-    text: Callable[[Any], str]
-    best: str = ""
-    sign: int = -1
-    base: bool = True  # whether the base model takes part in being best
 
 
 @dataclass(frozen=True)
 class Cell:
     text: str
     best: str
+    under: str = ""
 
 
 @dataclass(frozen=True)
@@ -42,9 +31,26 @@ class Line:
 
 
 @dataclass(frozen=True)
+class Versus:
+    """Two models against each other, in words and figures."""
+
+    words: str
+    seen: bool
+    points: str
+    interval: str  # corrected for all pairs
+    p: str
+
+
+@dataclass(frozen=True)
 class Table:
     columns: list[Column]
     lines: list[Line]
+    costs: list[Column]
+    cost_lines: list[Line]
+    majority: str  # the score of always answering the commonest label; "" where there are none
+    verdict: list[str]
+    pairs: list[Versus]
+    charts: list[tradeoffs.Chart]
     num_test: int
     note: str
     measured: bool  # whether there is anything to compare
@@ -53,56 +59,53 @@ class Table:
 def table(db: Session, experiment: Experiment) -> Table:
     """Base model first, then the runs."""
     found = figures.compare(db, experiment)
-    columns = _columns(experiment.task)
-    best = [_best(column, found.rows) for column in columns]
-    lines = [
-        Line(
-            row.key,
-            row.label,
-            row.method,
-            row.state,
-            [
-                Cell(column.text(column.value(row)), column.best if row.key in winners else "")
-                for column, winners in zip(columns, best, strict=True)
-            ],
-        )
-        for row in found.rows
-    ]
+    columns, costs = measures.of_answers(experiment.task, found.rows), measures.COSTS
     return Table(
         columns,
-        lines,
+        _lines(columns, found.rows),
+        costs,
+        _lines(costs, [row for row in found.rows if row.key != "base" or row.first_token_seconds]),
+        "" if found.majority is None else formats.percent(found.majority),
+        verdict.of(found, experiment.task),
+        [_versus(found, pair) for pair in found.pairs],
+        tradeoffs.charts(found, scores.METRICS[experiment.task][found.metric]),
         found.num_test,
         _note(experiment.task, found),
         any(row.score is not None for row in found.rows),
     )
 
 
-def _columns(task: str) -> list[Column]:
-    made = [
-        Column(label, "", _metric(name), formats.percent, "best", +1)
-        for name, label in scores.METRICS[task].items()
-    ]
+def _lines(columns: Sequence[Column], rows: Sequence[figures.Row]) -> list[Line]:
+    best = [_best(column, rows) for column in columns]
     return [
-        *made,
-        Column("Validation loss", "nats/token", _get("validation_loss"), formats.figure, "lowest"),
-        Column("Training time", "", _get("train_seconds"), formats.duration, "quickest"),
-        Column("Peak memory", "", _get("peak_memory_mb"), formats.memory, "least"),
-        Column("Trained", "parameters", _get("trainable"), formats.number, "fewest", base=False),
-        Column("Share", "of all", _get("share"), _share),
-        Column("Saved", "size", _get("size_bytes"), formats.size, "smallest"),
+        Line(
+            row.key,
+            row.label,
+            row.method,
+            row.state,
+            [
+                Cell(
+                    column.text(column.value(row)),
+                    column.best if row.key in winners else "",
+                    column.under(row),
+                )
+                for column, winners in zip(columns, best, strict=True)
+            ],
+        )
+        for row in rows
     ]
 
 
-def _metric(name: str) -> Callable[[figures.Row], float | None]:
-    return lambda row: row.metrics.get(name)
-
-
-def _get(name: str) -> Callable[[figures.Row], float | None]:
-    return lambda row: getattr(row, name)
-
-
-def _share(share: float | None) -> str:
-    return formats.percent(share, 3 if share and share < 0.01 else 1)
+def _versus(found: figures.Comparison, pair: pairs.Pair) -> Versus:
+    one = pair.difference
+    low, high = (f"{100 * end:+.1f}" for end in one.corrected)
+    return Versus(
+        pairs.words(pair, found.labels, found.num_test),
+        one.seen,
+        f"{100 * one.points:+.1f}",
+        f"{low} to {high}",
+        "< 0.001" if one.p_corrected < 0.001 else f"{one.p_corrected:.3f}",
+    )
 
 
 def _best(column: Column, rows: Sequence[figures.Row]) -> set[str]:
@@ -122,10 +125,11 @@ def _best(column: Column, rows: Sequence[figures.Row]) -> set[str]:
 
 def _note(task: str, found: figures.Comparison) -> str:
     label = scores.METRICS[task][found.metric]
-    note = f"Scores on {found.num_test:,} test examples that no run has trained on"
-    if found.majority is not None:
-        note += f"; always the commonest label would score {formats.percent(found.majority)}"
-    return f"{note}. {label} comes first: the task is judged by it."
+    note = (
+        f"Scores on {found.num_test:,} test examples that no run has trained on. Under each stands "
+        f"its 95 % interval. {label} comes first: the task is judged by it."
+    )
+    return f"{note} {scores.NORMALISED[task]}." if task in scores.NORMALISED else note
 
 
 @dataclass(frozen=True)

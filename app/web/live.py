@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from app import methods, order, prompts, queue, runs
-from app.comparison import figures
+from app.comparison import figures, labels
 from app.tables import Experiment, Run
 from app.web import columns, formats, outlooks, panels
 
@@ -31,6 +31,7 @@ def page(db: Session, experiment: Experiment, answers_page: int) -> dict[str, An
     base = figures.baseline(db, experiment)
     return {
         "shown": shown,
+        "names": labels.of(shown),
         "runs": list(zip(shown, panels.all_of(db, experiment), strict=True)),
         "actions": panels.ACTIONS,
         "held_since": order.held_since(db),

@@ -4,11 +4,11 @@ from typing import Annotated, Any
 
 import pydantic
 from fastapi import APIRouter, Query
-from fastapi.responses import Response
+from fastapi.responses import JSONResponse, Response
 from sqlalchemy.orm import Session
 
 from app import datasets, experiments, points, prompts, trash
-from app.comparison import figures
+from app.comparison import figures, verdict
 from app.tables import Experiment
 from app.web import outlooks, panels
 from app.web.api import runs
@@ -88,19 +88,22 @@ def show(db: Reading, experiment_id: str) -> dict[str, Any]:
     return _plain(experiments.get(db, experiment_id))
 
 
-@router.get("/{experiment_id}/comparison")
+@router.get("/{experiment_id}/comparison", response_model=dict[str, Any])
 def comparison(
     db: Reading,
     experiment_id: str,
     start: Annotated[int, Query(ge=0)] = 0,
     limit: Annotated[int, Query(ge=0, le=2000)] = 20,
-) -> dict[str, Any]:
-    """Base model and runs side by side: figures, curves, and answers to the same test inputs."""
+) -> Response:
+    """Base model and runs side by side: figures with intervals, pairs, verdict, curves, answers."""
     found = experiments.get(db, experiment_id)
     shown = figures.answers(db, found, start=start, limit=limit)
     curves = {run.id: [runs.point(one) for one in points.curve(db, run.id)] for run in found.runs}
     answers = [answer._asdict() for answer in shown]
-    return figures.as_dict(figures.compare(db, found)) | {"curves": curves, "answers": answers}
+    compared = figures.compare(db, found)
+    said = {"task": found.task, "verdict": verdict.of(compared, found.task)}
+    told = figures.as_dict(compared) | said | {"curves": curves, "answers": answers}
+    return JSONResponse(told)  # FastAPI's own way looks at each value of thousands of points
 
 
 @router.delete("/{experiment_id}", status_code=204)

@@ -8,7 +8,17 @@ from starlette.datastructures import FormData
 
 from app import base_models, database, datasets, experiments, trash
 from app.errors import NotFound
-from app.web import curves, drafts, live, outlooks, panels, previews, streams
+from app.web import (
+    confusions,
+    curves,
+    drafts,
+    live,
+    outlooks,
+    panels,
+    previews,
+    reports,
+    streams,
+)
 from app.web.pages import redirect, render
 from app.web.sessions import Reading, Writing
 
@@ -125,6 +135,24 @@ def answers(request: Request, db: Reading, experiment_id: str, page: Page = 1) -
     """One page of test inputs with every model's answer."""
     found = experiments.get(db, experiment_id)
     return render(request, "_side_by_side.html", **live.comparison(db, found, page))
+
+
+@router.get("/{experiment_id}/classes")
+def classes(
+    request: Request, db: Reading, experiment_id: str, model: str = "", match: str = ""
+) -> Response:
+    """A classification class by class, for one model."""
+    found = experiments.get(db, experiment_id)
+    return render(request, "classes.html", **confusions.page(db, found, model, match))
+
+
+@router.get("/{experiment_id}/report")
+def report(request: Request, db: Reading, experiment_id: str) -> Response:
+    """The comparison as one file to hand on."""
+    found = experiments.get(db, experiment_id)
+    sent = render(request, "report.html", **reports.page(db, found))
+    sent.headers["Content-Disposition"] = f'attachment; filename="{reports.name(found)}"'
+    return sent
 
 
 @router.get("/{experiment_id}/points")
