@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from app import datasets, methods
+from app import datasets, methods, naming
 from app.comparison import baselines, scores
 from app.tables import Answer, Experiment
 
@@ -73,7 +73,8 @@ def compare(db: Session, experiment: Experiment) -> Comparison:
             size_bytes=None,
         )
     ]
-    rows += [_row(run, metric) for run in _ordered(experiment)]
+    names = naming.names(experiment.runs)
+    rows += [_row(run, names[run.id], metric) for run in _ordered(experiment)]
     return Comparison(metric, rows, len(experiment.split["test"]), _majority(experiment))
 
 
@@ -89,12 +90,12 @@ def _ordered(experiment: Experiment) -> list[Any]:
     )
 
 
-def _row(run: Any, metric: str) -> Row:
+def _row(run: Any, name: str, metric: str) -> Row:
     figures, measured = run.figures, run.scores.get("metrics", {})
     trainable, total = figures.get("trainable_parameters"), figures.get("total_parameters")
     return Row(
         key=run.id,
-        label=methods.get(run.method).label,
+        label=name,
         method=run.method,
         state=run.state,
         score=measured.get(metric),

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Query
 from fastapi.responses import Response
 from sqlalchemy.orm import Session
 
-from app import datasets, experiments, points, prompts, trash
+from app import datasets, experiments, more_runs, points, prompts, trash
 from app.comparison import figures
 from app.tables import Experiment
 from app.web import outlooks, panels
@@ -29,6 +29,20 @@ class NewExperiment(pydantic.BaseModel):
     labels: list[str] | None = None  # the dataset's own
     seed: int = 1
     override: bool = False  # start runs too that fit no tuning worker alive
+
+
+class MoreRuns(pydantic.BaseModel):
+    """Runs to add: a copy of `copied_from` with other `params`, or one of `method` by its defaults.
+
+    With `vary` a run for each of `values` of that parameter, such as "rank" or "seed".
+    """
+
+    copied_from: str | None = None
+    method: str = ""
+    params: dict[str, Any] = {}
+    vary: str = ""
+    values: list[float] = []
+    override: bool = False
 
 
 def _plain(experiment: Experiment) -> dict[str, Any]:
@@ -86,6 +100,16 @@ def tune_example(db: Writing, key: str) -> dict[str, Any]:
 def show(db: Reading, experiment_id: str) -> dict[str, Any]:
     """One experiment with its runs."""
     return _plain(experiments.get(db, experiment_id))
+
+
+@router.post("/{experiment_id}/runs", status_code=201)
+def add_runs(db: Writing, experiment_id: str, wanted: MoreRuns) -> list[dict[str, Any]]:
+    """Add runs on the same split, template and order; those that are there already are left out."""
+    given = wanted.model_dump()
+    if wanted.copied_from:
+        copied = more_runs.copied(experiments.get(db, experiment_id), wanted.copied_from)
+        given |= {"method": copied.method, "params": copied.params | wanted.params}
+    return [runs.plain(run) for run in more_runs.add(db, experiment_id, **given)]
 
 
 @router.get("/{experiment_id}/comparison")
