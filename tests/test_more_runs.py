@@ -9,6 +9,7 @@ from fastapi.testclient import TestClient
 from sqlalchemy.orm import Session
 
 from app import experiments, methods, more_runs, naming, runs
+from app.comparison import spread
 from app.errors import Conflict, Invalid, NotFound
 from app.tables import BaseModel, Dataset, Experiment, Run
 from app.web import forms
@@ -158,6 +159,37 @@ def test_parameters_of_an_older_version_count_as_the_defaults(db: Session) -> No
     assert _names(db, of) == ["LoRA", "LoRA (2)"]
 
 
+# --- The luck of training ---------------------------------------------------------------------
+
+
+def _scored(db: Session, of: Experiment, score: float, **params: Any) -> Run:
+    full = methods.get("lora").schema(**params).model_dump()
+    scores = {"metrics": {"accuracy": score}, "primary": "accuracy"}
+    return factories.tuned(db, of, params=full, scores=scores)
+
+
+def test_the_spread_of_seeds(db: Session, browser: TestClient) -> None:
+    of = factories.experiment(db)
+    for seed, score in ((None, 0.8), (2, 0.9), (3, 0.7)):
+        _scored(db, of, score, seed=seed)
+    for seed, score in ((None, 0.5), (2, 0.6)):
+        _scored(db, of, score, seed=seed, rank=2)
+    _scored(db, of, 0.1, rank=4)  # alone
+    _scored(db, of, 0.1, rank=4, seed=1)  # the same seed, said otherwise
+    three, two = spread.of(experiments.get(db, of.id))
+    assert (three.label, three.seeds) == ("LoRA · rank 16", [1, 2, 3])
+    assert (three.low, three.high) == (0.7, 0.9)
+    assert three.mean == pytest.approx(0.8)
+    assert three.deviation == pytest.approx(0.1)  # of a sample
+    assert (two.label, two.seeds, two.deviation) == ("LoRA · rank 2", [1, 2], None)
+    db.commit()
+    page = _text(browser.get(f"/experiments/{of.id}").text)
+    assert "LoRA · rank 16 1, 2, 3 80.0 % 70.0 % 90.0 % 10.0 points" in page
+    assert "55.0 % 50.0 % 60.0 % needs three" in page
+    told = browser.get(f"/api/experiments/{of.id}/comparison").json()["seeds"]
+    assert [one["seeds"] for one in told] == [[1, 2, 3], [1, 2]]
+
+
 # --- On the screen and for programs -----------------------------------------------------------
 
 
@@ -196,6 +228,7 @@ def test_what_would_start_is_shown_before_it_does(
     assert "Rank 8 instead of 16; Seed 2 instead of 1" in _text(page)
     assert page.count("badge-ready") == 2
     assert len(experiments.get(db, of.id).runs) == 1
+    db.commit()  # a session that has read holds up who writes
     done = browser.post(f"/experiments/{of.id}/runs", data=sent)
     assert done.status_code == 303
     assert _names(db, of) == [

@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from app import methods, naming, order, prompts, queue, runs
-from app.comparison import figures
+from app.comparison import figures, spread
 from app.tables import Experiment, Run
 from app.web import columns, formats, outlooks, panels
 
@@ -48,6 +48,7 @@ def comparison(db: Session, experiment: Experiment, answers_page: int) -> dict[s
     return {
         "experiment": experiment,
         "table": table,
+        "spreads": spread.of(experiment),
         **columns.side_by_side(db, experiment, answers_page),
     }
 

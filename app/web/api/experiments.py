@@ -8,7 +8,7 @@ from fastapi.responses import Response
 from sqlalchemy.orm import Session
 
 from app import datasets, experiments, more_runs, points, prompts, trash
-from app.comparison import figures
+from app.comparison import figures, spread
 from app.tables import Experiment
 from app.web import outlooks, panels
 from app.web.api import runs
@@ -124,7 +124,8 @@ def comparison(
     shown = figures.answers(db, found, start=start, limit=limit)
     curves = {run.id: [runs.point(one) for one in points.curve(db, run.id)] for run in found.runs}
     answers = [answer._asdict() for answer in shown]
-    return figures.as_dict(figures.compare(db, found)) | {"curves": curves, "answers": answers}
+    plain = figures.as_dict(figures.compare(db, found)) | {"curves": curves, "answers": answers}
+    return plain | {"seeds": [one._asdict() for one in spread.of(found)]}
 
 
 @router.delete("/{experiment_id}", status_code=204)
