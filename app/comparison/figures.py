@@ -74,7 +74,7 @@ def compare(db: Session, experiment: Experiment) -> Comparison:
         )
     ]
     names = naming.names(experiment.runs)
-    rows += [_row(run, names[run.id], metric) for run in _ordered(experiment)]
+    rows += [_row(run, names[run.id], metric) for run in ordered(experiment)]
     return Comparison(metric, rows, len(experiment.split["test"]), _majority(experiment))
 
 
@@ -84,7 +84,8 @@ def as_dict(comparison: Comparison) -> dict[str, Any]:
     return comparison._asdict() | {"rows": rows}
 
 
-def _ordered(experiment: Experiment) -> list[Any]:
+def ordered(experiment: Experiment) -> list[Any]:
+    """The runs by method, as the tables have them."""
     return sorted(
         experiment.runs, key=lambda run: (methods.get(run.method).order, run.position, run.id)
     )
@@ -135,7 +136,7 @@ def answers(
 ) -> list[Example]:
     """Test examples with every model's answer, a page at a time."""
     base = baselines.find(db, experiment)
-    owners = [base.key if base else "", *[run.id for run in _ordered(experiment)]]
+    owners = [base.key if base else "", *[run.id for run in ordered(experiment)]]
     page = experiment.split["test"][start : start + limit]
     query = select(Answer).where(Answer.owner.in_(owners), Answer.row.in_(page))
     given = {
