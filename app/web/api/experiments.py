@@ -8,7 +8,7 @@ from fastapi.responses import Response
 from sqlalchemy.orm import Session
 
 from app import datasets, experiments, more_runs, points, prompts, trash
-from app.comparison import figures, spread
+from app.comparison import figures, spread, votes
 from app.tables import Experiment
 from app.web import outlooks, panels
 from app.web.api import runs
@@ -126,6 +126,12 @@ def comparison(
     answers = [answer._asdict() for answer in shown]
     plain = figures.as_dict(figures.compare(db, found)) | {"curves": curves, "answers": answers}
     return plain | {"seeds": [one._asdict() for one in spread.of(found)]}
+
+
+@router.get("/{experiment_id}/votes")
+def show_votes(db: Reading, experiment_id: str) -> dict[str, Any]:
+    """What the blind votes add up to: each model's share, and pairs, with 95 % intervals."""
+    return votes.as_dict(votes.result(db, experiments.get(db, experiment_id)))
 
 
 @router.delete("/{experiment_id}", status_code=204)
