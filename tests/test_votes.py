@@ -4,6 +4,7 @@ import re
 
 import pytest
 from fastapi.testclient import TestClient
+from playwright.sync_api import expect
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
@@ -15,6 +16,7 @@ from app.errors import Conflict, Invalid
 from app.tables import Experiment, Run, Vote
 from tests import factories, web
 from tests.test_explorer import FIGURES, HOSTILE, SCORED
+from tests.test_web_browser import opened
 
 TEST = [10, 11, 12, 13]
 
@@ -221,3 +223,30 @@ def test_without_answers_there_is_nothing_to_vote_on(db: Session, browser: TestC
     assert "Nothing to vote on" in browser.get(f"/experiments/{of.id}/vote").text
     assert "Nothing to vote on" in browser.get(f"/experiments/{of.id}/vote/result").text
     assert browser.get("/experiments/none/vote").status_code == 404
+
+
+@pytest.mark.browser
+def test_keys_vote_and_step(db: Session) -> None:
+    split = {"train": [0], "validation": [1], "test": TEST}
+    of = factories.experiment(db, split=split)
+    _run(db, of, ["a", "b", "c", "d"], "lora")
+    _run(db, of, ["e", "f", "g", "h"], "full")
+    db.commit()
+    with web.chromium() as chromium, web.served() as address:
+        page, complaints = opened(chromium.new_context(base_url=address), address)
+        page.goto(f"/experiments/{of.id}/vote")
+        for key, done in (("1", "1 of 4"), ("0", "2 of 4"), ("u", "1 of 4")):
+            page.keyboard.press(key)
+            expect(page.locator(".page-head .fig")).to_have_text(done)
+        page.keyboard.press("9")  # there is no such answer
+        expect(page.locator(".page-head .fig")).to_have_text("1 of 4")
+        page.goto(f"/experiments/{of.id}/answers")
+        for key, row in (("j", 10), ("j", 11), ("k", 10)):
+            page.keyboard.press(key)
+            expect(page.locator(f"#row-{row}")).to_be_focused()
+        page.select_option("#show", "all_wrong")
+        expect(page).to_have_url(re.compile("show=all_wrong"))
+        expect(page.locator("#explored h2")).to_have_text("4 examples")
+        page.fill("#q", "nothing like it")
+        expect(page.locator("#explored")).to_contain_text("No example is like that")
+        assert complaints == []

@@ -46,9 +46,8 @@ def _pairs(told: Result) -> list[tuple[str, str]]:
         if pair.won * 2 < pair.decided:  # the better one first
             first, second = second, first
             pair = pair._replace(won=pair.decided - pair.won, low=1 - pair.high, high=1 - pair.low)
+        names_both = f"{first} {'and' if pair.won * 2 == pair.decided else 'over'} {second}"
         clear = "is preferred" if pair.low > 0.5 else "the votes do not tell them apart"
         share = _said(pair.won, pair.decided, pair.low, pair.high)
-        lines.append(
-            (f"{first} over {second}", f"{pair.won} of {pair.decided} votes, {share}: {clear}")
-        )
+        lines.append((names_both, f"{pair.won} of {pair.decided} votes, {share}: {clear}"))
     return lines
