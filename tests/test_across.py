@@ -69,6 +69,12 @@ def test_nothing_shared_is_not_compared(db: Session) -> None:
     assert "The datasets differ" in shown.warnings[0]
 
 
+def test_a_model_that_has_not_answered_all_of_them_is_not_compared(db: Session) -> None:
+    one, other = _two(db, {}, {})
+    baselines.store_answers(db, one.id, [Given(10, "x", 1.0, 0.1)])
+    assert [line.common for line in _shown(db, one, other).lines] == [None, 0.25]
+
+
 def test_what_else_differs_is_said(db: Session) -> None:
     found = _two(db, {}, {"template": "{{input}}!", "of": factories.base_model(db)})
     assert [one[:17] for one in _shown(db, *found).warnings] == [
