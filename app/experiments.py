@@ -4,13 +4,13 @@ import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
-import pydantic
 from sqlalchemy import select
 from sqlalchemy.orm import Session, selectinload
 
-from app import base_models, datasets, forecast, methods, prompts, queue, runs, verdicts
+from app import admission, base_models, datasets, forecast, methods, prompts, queue, verdicts
+from app.admission import Wanted
 from app.crashpoints import crashpoint
-from app.errors import Conflict, InTrash, Invalid, NotFound
+from app.errors import InTrash, Invalid, NotFound
 from app.forecast import Given
 from app.tables import BaseModel, Dataset, Experiment, Run, new_id
 
@@ -67,11 +67,12 @@ def create(
     experiment, asked, chosen = _checked(
         db, name, base_model_id, dataset_id, task, template, labels, seed, methods
     )
-    told = _forecasts(db, asked, chosen, override)
+    wanted = [Wanted(*one) for one in chosen.items()]
+    told = admission.forecasts(db, asked, wanted, override)
     db.add(experiment)
     db.flush()
-    for key, params in chosen.items():
-        _queue(db, experiment, key, params, told[key])
+    for one, known in zip(wanted, told, strict=True):
+        admission.enqueue(db, experiment.id, one, known)
     crashpoint("experiment.stored")
     db.commit()
     crashpoint("experiment.committed")
@@ -110,32 +111,8 @@ def _checked(
         seed=_checked_seed(seed),
         split=datasets.split(dataset.num_examples, seed),
     )
-    chosen = checked_params(base_model, methods)
+    chosen = admission.checked_params(base_model, methods)
     return experiment, forecast.given(experiment, base_model, dataset), chosen
-
-
-def _forecasts(
-    db: Session, asked: Given, chosen: Mapping[str, dict[str, Any]], override: bool
-) -> dict[str, dict[str, Any]]:
-    """Of each method. What fits nowhere is refused or, if so wanted, marked. Raises Invalid."""
-    told = {key: forecast.of(db, asked, key, params) for key, params in chosen.items()}
-    if not override:
-        verdicts.check(db, asked, chosen, told)
-        return told
-    found = verdicts.places(db)
-    for key, params in chosen.items():
-        if verdicts.of(told[key], params, found).key == verdicts.TOO_LARGE:
-            told[key]["override"] = True
-    return told
-
-
-def _queue(
-    db: Session, experiment: Experiment, method: str, params: dict[str, Any], told: dict[str, Any]
-) -> None:
-    run = Run(experiment_id=experiment.id, method=method, params=params, position=runs.behind(db))
-    run.forecast = told
-    db.add(run)
-    db.flush()  # one by one: the queue keeps the order of the methods
 
 
 def _needed(db: Session, base_model_id: str, dataset_id: str) -> tuple[BaseModel, Dataset]:
@@ -143,51 +120,6 @@ def _needed(db: Session, base_model_id: str, dataset_id: str) -> tuple[BaseModel
     for column, key in ((BaseModel.id, base_model_id), (Dataset.id, dataset_id)):
         db.execute(select(column).where(column == key).with_for_update(read=True))
     return base_models.get(db, base_model_id), datasets.get(db, dataset_id)
-
-
-def checked_params(
-    base_model: BaseModel, chosen: Mapping[str, Mapping[str, Any]]
-) -> dict[str, dict[str, Any]]:
-    """The parameters of each method, complete and within range. Raises Invalid."""
-    if base_model.state != "ready":
-        raise Conflict(
-            f"The base model {base_model.name} is not ready yet ({base_model.state}). "
-            "Nothing was started; try again when it is."
-        )
-    if not chosen:
-        raise Invalid("Choose at least one method.", field="methods")
-    allowed = base_models.methods_for(base_model)
-    for key in chosen:
-        if key not in allowed:
-            label = methods.get(key).label
-            raise Invalid(f"{base_model.name} cannot be tuned by {label}.", field="methods")
-    ordered = [key for key in methods.METHODS if key in chosen]
-    return {key: _params(base_model, key, chosen[key]) for key in ordered}
-
-
-def _params(base_model: BaseModel, key: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    method = methods.get(key)
-    try:
-        params = method.schema.model_validate(given)
-    except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        field = str(first["loc"][0]) if first["loc"] else "initialization_text"
-        known = method.schema.model_fields.get(field)
-        title = (known.title if known else None) or field
-        reason = first["msg"].removeprefix("Value error, ")
-        raise Invalid(f"{method.label}: {title}: {reason}.", field=f"{key}.{field}") from None
-    longest = base_model.shapes.get("max_positions")
-    if longest and params.max_length > longest:
-        raise Invalid(
-            f"{method.label}: Maximum length: {base_model.name} reads at most {longest} tokens.",
-            field=f"{key}.max_length",
-        )
-    if method.virtual_tokens(params) >= params.max_length - 8:
-        raise Invalid(
-            f"{method.label}: the virtual tokens leave no room for text in the maximum length.",
-            field=f"{key}.num_virtual_tokens",
-        )
-    return params.model_dump()
 
 
 def _checked_name(name: str) -> str:

@@ -29,6 +29,7 @@ NO_MATTER = frozenset(
         "alpha",
         "initialization",
         "initialization_text",
+        "seed",
         "devices",  # it is rehearsed on one
     }
 )

@@ -8,6 +8,7 @@ from sqlalchemy import BigInteger, ForeignKey, Index, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from app.database import Table
+from app.vote_tables import Vote as Vote
 from app.worker_tables import Rehearsal as Rehearsal  # all tables are had from here
 from app.worker_tables import Worker as Worker
 
@@ -115,6 +116,7 @@ class Run(Table):
     whole_worker: Mapped[str | None]
     trashed_at: Mapped[float | None]  # the tuned model was thrown away: gone a day later
     deleted_at: Mapped[float | None]  # the tuned model's files are gone; the record stays
+    copied_from: Mapped[str | None]  # the run whose settings it was made of
 
     experiment: Mapped[Experiment] = relationship(back_populates="runs", lazy="joined")
 

@@ -21,6 +21,7 @@ from app.tables import (
     Notice,
     Point,
     Run,
+    Vote,
 )
 
 # What can be thrown away, in the order of purging: what is needed goes after what needs it.
@@ -204,6 +205,7 @@ def _purge_experiment(db: Session, experiment: Experiment) -> None:
     db.execute(delete(Answer).where(Answer.owner.in_(ids)))
     for table in (Point, Event, Completion, Checkpoint, Notice):
         db.execute(delete(table).where(table.run_id.in_(ids)))
+    db.execute(delete(Vote).where(Vote.experiment_id == experiment.id))
     db.execute(delete(Run).where(Run.id.in_(ids)))
     db.execute(delete(Experiment).where(Experiment.id == experiment.id))
 

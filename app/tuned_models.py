@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from app import methods, queue
+from app import methods, naming, queue
 from app.errors import Conflict, InTrash, NotFound
 from app.files import last_model, tuned_model, whole_model
 from app.storage import Path
@@ -33,7 +33,7 @@ def get(db: Session, run_id: str) -> Run:
 
 def name(run: Run) -> str:
     """What a person knows it by."""
-    return f"{methods.get(run.method).label} of {run.experiment.name}"
+    return f"{naming.name(run)} of {run.experiment.name}"
 
 
 def folder_name(run: Run, which: str) -> str:

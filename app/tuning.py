@@ -11,12 +11,14 @@ from rich.table import Table
 from sqlalchemy.orm import Session
 
 from app import (
+    admission,
     base_models,
     calibration,
     database,
     datasets,
     experiments,
     methods,
+    naming,
     prompts,
     runs,
     storage,
@@ -137,7 +139,7 @@ def _studio(notes: Console) -> Iterator[None]:
 def _create(db: Session, question: Question, chosen: dict[str, dict[str, Any]]) -> Experiment:
     """Everything is checked before anything is stored. Raises Invalid."""
     base_model = _base_model(db, question.base)
-    chosen = experiments.checked_params(base_model, chosen)
+    chosen = admission.checked_params(base_model, chosen)
     dataset = _dataset(db, question.data)
     labels = datasets.labels(dataset)
     few = 2 <= len(labels) <= MOST_LABELS and len(labels) * 5 <= dataset.num_examples
@@ -225,8 +227,9 @@ def _follow(experiment: Experiment, notes: Console) -> None:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=notes) as progress:
+        names = naming.names(experiment.runs)
         bars = {
-            run.id: progress.add_task(methods.get(run.method).label, total=None, doing="queued")
+            run.id: progress.add_task(names[run.id], total=None, doing="queued")
             for run in experiment.runs
         }
         while True:

@@ -134,20 +134,20 @@ def _changes(
 def check(
     db: Session,
     asked: Given,
-    chosen: Mapping[str, dict[str, Any]],
-    told: Mapping[str, dict[str, Any]],
+    wanted: Sequence[tuple[str, dict[str, Any]]],
+    told: Sequence[dict[str, Any]],
 ) -> None:
     """Raises Invalid, field "override", if one of the runs fits no tuning worker that is alive."""
     found = places(db)
     said = []
-    for key, params in chosen.items():
-        verdict = judge(db, asked, key, params, told[key], found)
+    for (key, params), known in zip(wanted, told, strict=True):
+        verdict = judge(db, asked, key, params, known, found)
         if verdict.key == TOO_LARGE:
             said.append(f"{methods.get(key).label}: {why(verdict, params)} {verdict.advice}")
     if said:
         raise Invalid(
             "Nothing was started, because this fits no tuning worker that is alive. "
-            + " ".join(said)
+            + " ".join(dict.fromkeys(said))
             + " Change it, or ask for it to be started although it does not fit.",
             field="override",
         )

@@ -157,6 +157,7 @@ FLOORS: list[set[str]] = [
     {"database", "files"},
     {
         "tables",
+        "vote_tables",
         "worker_tables",
         "queue",
         "methods.",
@@ -169,7 +170,7 @@ FLOORS: list[set[str]] = [
         "migrate",
         "valkey",
     },
-    {"snapshots", "datasets"},
+    {"snapshots", "datasets", "naming"},
     {"capacity", "lengths", "rehearsals"},
     {"draws"},
     {"arithmetic", "calibration"},
@@ -186,9 +187,11 @@ FLOORS: list[set[str]] = [
         "tuned_models",
     },
     {"misfits", "verdicts"},
+    {"admission"},
     {
         "comparison.",
         "experiments",
+        "more_runs",
         "completions",
         "invariants",
         "schedule",
@@ -201,6 +204,7 @@ FLOORS: list[set[str]] = [
     {"cli", "web."},
 ]
 SAME_FLOOR = {
+    ("tables", "vote_tables"),
     ("tables", "worker_tables"),
     ("valkey", "queue"),  # where the socket is
     ("prompts", "chat"),
@@ -211,6 +215,7 @@ SAME_FLOOR = {
     ("example_files", "example_json"),
     ("example_files", "example_lines"),
     ("example_json", "example_lines"),
+    ("more_runs", "experiments"),  # what they are added to
     ("claims", "space"),  # a sweep puts back what waited for room on the disk
     ("space", "runs"),
     ("registry", "runs"),

@@ -142,6 +142,20 @@ def test_promise_3_the_same_curve_after_any_number_of_kills(
     check()
 
 
+def test_a_runs_own_seed_is_that_of_an_experiment_with_it(db: Session, model: Path) -> None:
+    """Start, order and dropout follow from it; an experiment with that seed trains just so."""
+    of = small.experiment(db, model)
+    curves = []
+    for seed, own in ((1, None), (1, 5), (5, None)):
+        of.seed = seed  # the split stays
+        run = small.run(db, of, num_epochs=1, dropout=0.1, seed=own)
+        attempt(run.id)
+        assert small.now(run.id).state == "succeeded", small.said(run.id)
+        curves.append(small.curve(run.id))
+    assert curves[1] == curves[2]
+    assert curves[1] != curves[0]
+
+
 @pytest.mark.parametrize("why", ["ending", "pausing"])
 def test_promise_5_a_stop_saves_at_once_and_nothing_is_redone(
     db: Session, model: Path, why: str, monkeypatch: pytest.MonkeyPatch

@@ -414,7 +414,7 @@ def test_the_page_has_one_panel_a_run_with_what_can_be_done(
 
 def test_hostile_text_is_text_on_every_page(browser: TestClient, of: Experiment) -> None:
     run = next(run for run in of.runs if run.method == "full")
-    pages = ["", "/comparison", "/answers", "/points"]
+    pages = ["", "/comparison", "/side-by-side", "/answers", "/vote", "/points"]
     for address in ["/experiments", f"/runs/{run.id}", f"/runs/{run.id}/panel"] + [
         f"/experiments/{of.id}{page}" for page in pages
     ]:
@@ -550,13 +550,13 @@ def test_answers_come_in_pages(browser: TestClient, db: Session) -> None:
     baselines.store_answers(db, run.id, [Given(row, f"answer-{row}.", 0.4, 1.0) for row in test])
     shown: list[int] = []
     for number in (1, 2, 3):
-        page = browser.get(f"/experiments/{of.id}/answers?page={number}").text
+        page = browser.get(f"/experiments/{of.id}/side-by-side?page={number}").text
         shown += [int(row) for row in re.findall(r"answer-(\d+)\.", page)]
         assert "40 %" in page
     assert shown == test
-    assert f"answer-{test[-1]}." in browser.get(f"/experiments/{of.id}/answers?page=99").text
+    assert f"answer-{test[-1]}." in browser.get(f"/experiments/{of.id}/side-by-side?page=99").text
     assert f"answer-{test[20]}." in browser.get(f"/experiments/{of.id}?page=2").text
-    assert browser.get(f"/experiments/{of.id}/answers?page=0").status_code == 422
+    assert browser.get(f"/experiments/{of.id}/side-by-side?page=0").status_code == 422
 
 
 # --- Curves as table and file -----------------------------------------------------------------

@@ -99,7 +99,7 @@ def _describe(job: Job) -> None:
 def _train(job: Job) -> None:
     """Train to the end, from the newest checkpoint if there is one."""
     folder = files.base_model(job.run.experiment.base_model_id)
-    seed = job.run.experiment.seed
+    seed = job.run.experiment.seed if job.params.seed is None else job.params.seed
     model, soft_prefix = backbones.load_trainable(
         job.method, job.params, folder, seed, job.machine, job.group
     )

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from app import calibration, datasets, methods
-from app.comparison import baselines, certainty, labels, pairs, scores
+from app import calibration, datasets, methods, naming
+from app.comparison import baselines, certainty, pairs, scores
 from app.comparison.intervals import Interval
 from app.comparison.pairs import Finished, Pair
 from app.tables import Answer, Baseline, Experiment, Run
@@ -71,8 +71,8 @@ baseline = baselines.find  # the pages' way to the base model's figures
 def compare(db: Session, experiment: Experiment) -> Comparison:
     """The table of the experiment, as far as it has been measured."""
     metric, test = scores.primary(experiment.task), experiment.split["test"]
-    base, runs = baselines.find(db, experiment), _ordered(experiment)
-    named = labels.of(runs)
+    base, runs = baselines.find(db, experiment), ordered(experiment)
+    named = naming.names(runs)
     rows = [_base_row(experiment, base), *(_row(run, named[run.id]) for run in runs)]
     finished = [Finished(run.id, run.id, run.finished_at) for run in runs if _has_ended_well(run)]
     if base and base.scores:
@@ -97,7 +97,8 @@ def as_dict(found: Comparison) -> dict[str, Any]:
     return found._asdict() | {"rows": [row._asdict() for row in found.rows], "pairs": told}
 
 
-def _ordered(experiment: Experiment) -> list[Run]:
+def ordered(experiment: Experiment) -> list[Run]:
+    """The runs by method, as the tables have them."""
     return sorted(
         experiment.runs, key=lambda run: (methods.get(run.method).order, run.position, run.id)
     )
@@ -196,7 +197,7 @@ def answers(
 ) -> list[Example]:
     """Test examples with every model's answer, a page at a time."""
     base = baselines.find(db, experiment)
-    owners = [base.key if base else "", *[run.id for run in _ordered(experiment)]]
+    owners = [base.key if base else "", *[run.id for run in ordered(experiment)]]
     page = experiment.split["test"][start : start + limit]
     query = select(Answer).where(Answer.owner.in_(owners), Answer.row.in_(page))
     given = {

@@ -93,6 +93,15 @@ class Params(pydantic.BaseModel):
         description="GPUs of one machine that share the run; they divide each update's examples among them.",
         json_schema_extra={"advanced": True},
     )
+    seed: int | None = Field(
+        None,
+        ge=0,
+        le=2**31 - 1,
+        title="Seed",
+        description="Of where training starts, the order of examples and dropout; empty: the experiment's. "
+        "The split stays the experiment's.",
+        json_schema_extra={"advanced": True},
+    )
 
 
 class Method:

@@ -4,7 +4,8 @@ from typing import Any, NamedTuple
 
 from sqlalchemy.orm import Session
 
-from app.comparison import baselines, classes, labels
+from app import naming
+from app.comparison import baselines, classes
 from app.errors import NotFound
 from app.tables import Experiment
 from app.web import panels
@@ -54,7 +55,7 @@ def page(db: Session, experiment: Experiment, wanted: str, matching: str) -> dic
 
 def _models(db: Session, experiment: Experiment) -> list[Model]:
     base, shown = baselines.find(db, experiment), panels.ordered(experiment)
-    named = labels.of(shown)
+    named = naming.names(shown)
     made = [Model("base", "Base model", base.key, base.scores)] if base and base.scores else []
     return made + [
         Model(run.id, named[run.id], run.id, run.scores)

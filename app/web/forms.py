@@ -39,12 +39,23 @@ def fields(
 ) -> list[Field]:
     """The schema's fields as `prefix.name`, with what was sent (None: the defaults) and what is wrong."""
     drawn = []
-    for key, described in schema.model_json_schema()["properties"].items():
+    for key, property in schema.model_json_schema()["properties"].items():
         name = f"{prefix}.{key}"
+        # What may be left empty is described as one of two, the other of which is nothing.
+        described = property | property.get("anyOf", [{}])[0]
         default = _text(described.get("default", ""))
         value = default if sent is None else sent.get(name, "")
         drawn.append(_field(name, described, value, default, (errors or {}).get(name, "")))
     return drawn
+
+
+def sent(
+    schema: type[pydantic.BaseModel], prefix: str, values: pydantic.BaseModel
+) -> dict[str, str]:
+    """What a form with these values would send."""
+    texts = {f"{prefix}.{key}": _text(getattr(values, key)) for key in schema.model_fields}
+    ticks = {one.name for one in fields(schema, prefix) if one.kind == "checkbox"}
+    return {name: text for name, text in texts.items() if text or name not in ticks}
 
 
 def _field(name: str, described: dict[str, Any], value: str, default: str, error: str) -> Field:
@@ -82,8 +93,8 @@ def _range(described: dict[str, Any]) -> str:
 
 
 def _text(value: Any) -> str:
-    """As a person types it: 0.00005, not 5e-05; a ticked box is "on"."""
-    if isinstance(value, bool):
+    """As a person types it: 0.00005, not 5e-05; a ticked box is "on"; nothing is empty."""
+    if value is None or isinstance(value, bool):
         return "on" if value else ""
     if isinstance(value, float):
         return f"{value:.10f}".rstrip("0").rstrip(".")

@@ -5,8 +5,8 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from app import methods, order, prompts, queue, runs
-from app.comparison import figures, labels
+from app import methods, naming, order, prompts, queue, runs
+from app.comparison import figures, spread
 from app.tables import Experiment, Run
 from app.web import columns, formats, outlooks, panels
 
@@ -31,7 +31,6 @@ def page(db: Session, experiment: Experiment, answers_page: int) -> dict[str, An
     base = figures.baseline(db, experiment)
     return {
         "shown": shown,
-        "names": labels.of(shown),
         "runs": list(zip(shown, panels.all_of(db, experiment), strict=True)),
         "actions": panels.ACTIONS,
         "held_since": order.held_since(db),
@@ -49,21 +48,20 @@ def comparison(db: Session, experiment: Experiment, answers_page: int) -> dict[s
     return {
         "experiment": experiment,
         "table": table,
+        "spreads": spread.of(experiment),
         **columns.side_by_side(db, experiment, answers_page),
     }
 
 
 def run_page(db: Session, run: Run) -> dict[str, Any]:
     """A run by itself: parameters, what was measured, history."""
-    schema = methods.get(run.method).schema
+    schema, known = methods.get(run.method).schema, naming.settings(run)
     return {
         "run": run,
         "panel": panels.one_of(db, run),
         "actions": panels.ACTIONS,
         "params": [
-            (field.title or name, _said(run.params[name]))
-            for name, field in schema.model_fields.items()
-            if name in run.params
+            (field.title or name, _said(known[name])) for name, field in schema.model_fields.items()
         ],
         "measured": [
             (label, words(run.figures[key]))
@@ -73,7 +71,15 @@ def run_page(db: Session, run: Run) -> dict[str, Any]:
         "compared": outlooks.side_by_side(run),
         "told_from": outlooks.sources(run.forecast) if "time_from" in run.forecast else {},
         "events": runs.history(db, run.id),
+        **_copied(run),
     }
+
+
+def _copied(run: Run) -> dict[str, Any]:
+    """The run that it was copied from, if it was, and where their settings differ."""
+    source = next((one for one in run.experiment.runs if one.id == run.copied_from), None)
+    settings = (naming.settings(run), naming.settings(source)) if source else ({}, {})
+    return {"copied": source, "differs": naming.differences(run.method, *settings)}
 
 
 def _said(value: Any) -> str:

@@ -10,7 +10,7 @@ from fastapi import Request
 from fastapi.responses import HTMLResponse, RedirectResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from app import storage
+from app import naming, storage
 from app.methods import METHODS
 from app.web import colours, formats
 
@@ -30,7 +30,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= formats.FILTERS
+    made.filters |= formats.FILTERS | {"run_name": naming.name}
     made.globals |= {"methods": METHODS, "static": static, "methods_sheet": colours.ADDRESS}
     made.globals["zone"] = formats.zone
     return made

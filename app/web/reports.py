@@ -8,8 +8,7 @@ from typing import Any
 from markupsafe import Markup
 from sqlalchemy.orm import Session
 
-from app import methods, prompts, storage
-from app.comparison import labels
+from app import methods, naming, prompts, storage
 from app.tables import Experiment, Run
 from app.web import colours, columns, confusions, drawings, formats, panels
 
@@ -19,7 +18,7 @@ _FONTS = re.compile(r"@font-face\s*{[^}]*}\s*")
 def page(db: Session, experiment: Experiment) -> dict[str, Any]:
     """All that the report says."""
     shown = panels.ordered(experiment)
-    named = labels.of(shown)
+    named = naming.names(shown)
     is_classes = experiment.task == "classification"
     return {
         "experiment": experiment,

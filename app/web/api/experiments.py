@@ -7,8 +7,8 @@ from fastapi import APIRouter, Query
 from fastapi.responses import JSONResponse, Response
 from sqlalchemy.orm import Session
 
-from app import datasets, experiments, points, prompts, trash
-from app.comparison import figures, verdict
+from app import datasets, experiments, more_runs, points, prompts, trash
+from app.comparison import figures, spread, verdict, votes
 from app.tables import Experiment
 from app.web import outlooks, panels
 from app.web.api import runs
@@ -29,6 +29,20 @@ class NewExperiment(pydantic.BaseModel):
     labels: list[str] | None = None  # the dataset's own
     seed: int = 1
     override: bool = False  # start runs too that fit no tuning worker alive
+
+
+class MoreRuns(pydantic.BaseModel):
+    """Runs to add: a copy of `copied_from` with other `params`, or one of `method` by its defaults.
+
+    With `vary` a run for each of `values` of that parameter, such as "rank" or "seed".
+    """
+
+    copied_from: str | None = None
+    method: str = ""
+    params: dict[str, Any] = {}
+    vary: str = ""
+    values: list[float] = []
+    override: bool = False
 
 
 def _plain(experiment: Experiment) -> dict[str, Any]:
@@ -88,6 +102,16 @@ def show(db: Reading, experiment_id: str) -> dict[str, Any]:
     return _plain(experiments.get(db, experiment_id))
 
 
+@router.post("/{experiment_id}/runs", status_code=201)
+def add_runs(db: Writing, experiment_id: str, wanted: MoreRuns) -> list[dict[str, Any]]:
+    """Add runs on the same split, template and order; those that are there already are left out."""
+    given = wanted.model_dump()
+    if wanted.copied_from:
+        copied = more_runs.copied(experiments.get(db, experiment_id), wanted.copied_from)
+        given |= {"method": copied.method, "params": copied.params | wanted.params}
+    return [runs.plain(run) for run in more_runs.add(db, experiment_id, **given)]
+
+
 @router.get("/{experiment_id}/comparison", response_model=dict[str, Any])
 def comparison(
     db: Reading,
@@ -101,9 +125,20 @@ def comparison(
     curves = {run.id: [runs.point(one) for one in points.curve(db, run.id)] for run in found.runs}
     answers = [answer._asdict() for answer in shown]
     compared = figures.compare(db, found)
-    said = {"task": found.task, "verdict": verdict.of(compared, found.task)}
-    told = figures.as_dict(compared) | said | {"curves": curves, "answers": answers}
+    told = figures.as_dict(compared) | {
+        "task": found.task,
+        "verdict": verdict.of(compared, found.task),
+        "seeds": [one._asdict() for one in spread.of(found)],
+        "curves": curves,
+        "answers": answers,
+    }
     return JSONResponse(told)  # FastAPI's own way looks at each value of thousands of points
+
+
+@router.get("/{experiment_id}/votes")
+def show_votes(db: Reading, experiment_id: str) -> dict[str, Any]:
+    """What the blind votes add up to: each model's share, and pairs, with 95 % intervals."""
+    return votes.as_dict(votes.result(db, experiments.get(db, experiment_id)))
 
 
 @router.delete("/{experiment_id}", status_code=204)

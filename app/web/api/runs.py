@@ -5,7 +5,7 @@ from typing import Any, Literal
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 
-from app import points, runs
+from app import naming, points, runs
 from app.tables import Point, Run
 from app.web.sessions import Reading, Writing
 
@@ -31,6 +31,7 @@ FIELDS = (
     "started_at",
     "finished_at",
     "deleted_at",
+    "copied_from",
 )
 MEASURED = ("number", "kind", "step", "epoch", "loss", "learning_rate", "grad_norm")
 PACE = ("tokens_per_second", "memory_mb", "seconds", "tokens")
@@ -38,7 +39,7 @@ PACE = ("tokens_per_second", "memory_mb", "seconds", "tokens")
 
 def plain(run: Run) -> dict[str, Any]:
     """A run as JSON has it."""
-    return {name: getattr(run, name) for name in FIELDS}
+    return {name: getattr(run, name) for name in FIELDS} | {"name": naming.name(run)}
 
 
 def point(one: Point) -> dict[str, Any]:

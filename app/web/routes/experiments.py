@@ -130,8 +130,8 @@ def comparison(request: Request, db: Reading, experiment_id: str) -> Response:
     return render(request, "_comparison.html", **live.comparison(db, found, 1))
 
 
-@router.get("/{experiment_id}/answers")
-def answers(request: Request, db: Reading, experiment_id: str, page: Page = 1) -> Response:
+@router.get("/{experiment_id}/side-by-side")
+def side_by_side(request: Request, db: Reading, experiment_id: str, page: Page = 1) -> Response:
     """One page of test inputs with every model's answer."""
     found = experiments.get(db, experiment_id)
     return render(request, "_side_by_side.html", **live.comparison(db, found, page))

@@ -1,0 +1,90 @@
+"""Whether runs may join the queue: their parameters are right, they are forecast, and fit somewhere."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import pydantic
+from sqlalchemy.orm import Session
+
+from app import base_models, forecast, methods, runs, verdicts
+from app.errors import Conflict, Invalid
+from app.forecast import Given
+from app.tables import BaseModel, Run
+
+
+class Wanted(NamedTuple):
+    """A run that is asked for: its method with all its parameters."""
+
+    method: str
+    params: dict[str, Any]
+
+
+def checked_params(
+    base_model: BaseModel, chosen: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """The parameters of each method, complete and within range. Raises Invalid."""
+    if base_model.state != "ready":
+        raise Conflict(
+            f"The base model {base_model.name} is not ready yet ({base_model.state}). "
+            "Nothing was started; try again when it is."
+        )
+    if not chosen:
+        raise Invalid("Choose at least one method.", field="methods")
+    allowed = base_models.methods_for(base_model)
+    for key in chosen:
+        if key not in allowed:
+            label = methods.get(key).label
+            raise Invalid(f"{base_model.name} cannot be tuned by {label}.", field="methods")
+    ordered = [key for key in methods.METHODS if key in chosen]
+    return {key: _params(base_model, key, chosen[key]) for key in ordered}
+
+
+def _params(base_model: BaseModel, key: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    method = methods.get(key)
+    try:
+        params = method.schema.model_validate(given)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        field = str(first["loc"][0]) if first["loc"] else "initialization_text"
+        known = method.schema.model_fields.get(field)
+        title = (known.title if known else None) or field
+        reason = first["msg"].removeprefix("Value error, ")
+        raise Invalid(f"{method.label}: {title}: {reason}.", field=f"{key}.{field}") from None
+    longest = base_model.shapes.get("max_positions")
+    if longest and params.max_length > longest:
+        raise Invalid(
+            f"{method.label}: Maximum length: {base_model.name} reads at most {longest} tokens.",
+            field=f"{key}.max_length",
+        )
+    if method.virtual_tokens(params) >= params.max_length - 8:
+        raise Invalid(
+            f"{method.label}: the virtual tokens leave no room for text in the maximum length.",
+            field=f"{key}.num_virtual_tokens",
+        )
+    return params.model_dump()
+
+
+def forecasts(
+    db: Session, asked: Given, wanted: Sequence[Wanted], override: bool
+) -> list[dict[str, Any]]:
+    """Of each run. What fits nowhere is refused or, if so wanted, marked. Raises Invalid."""
+    told = [forecast.of(db, asked, *one) for one in wanted]
+    if not override:
+        verdicts.check(db, asked, wanted, told)
+        return told
+    found = verdicts.places(db)
+    for one, known in zip(wanted, told, strict=True):
+        if verdicts.of(known, one.params, found).key == verdicts.TOO_LARGE:
+            known["override"] = True
+    return told
+
+
+def enqueue(
+    db: Session, experiment_id: str, wanted: Wanted, told: dict[str, Any], **more: Any
+) -> Run:
+    """Store the run behind all that wait; not committed here."""
+    run = Run(experiment_id=experiment_id, position=runs.behind(db), **wanted._asdict(), **more)
+    run.forecast = told
+    db.add(run)
+    db.flush()  # one by one: the queue keeps the order in which they were asked for
+    return run

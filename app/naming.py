@@ -1,0 +1,100 @@
+"""What a run is called among the runs of its experiment: its method, and what sets it apart from others of it."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from app import methods
+from app.tables import Run
+
+MOST_PARTS = 3  # that a name lists
+LONGEST_VALUE = 24  # characters
+
+
+def name(run: Run) -> str:
+    """Its name, such as "LoRA" or "LoRA · rank 32"."""
+    alike = [one for one in run.experiment.runs if one.method == run.method]
+    return names(alike).get(run.id) or methods.get(run.method).label
+
+
+def names(runs: Iterable[Run]) -> dict[str, str]:
+    """The names of an experiment's runs by id; no two are equal."""
+    by_method: dict[str, list[Run]] = {}
+    for run in runs:
+        by_method.setdefault(run.method, []).append(run)
+    return {key: text for alike in by_method.values() for key, text in _told_apart(alike)}
+
+
+def settings(run: Run) -> dict[str, Any]:
+    """Its parameters with those that its method has got since, and the seed that it is trained with."""
+    return settled(run.method, run.params, run.experiment.seed)
+
+
+def settled(method: str, params: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """The same of a run that is not stored; `seed`: its experiment's."""
+    fields = methods.get(method).schema.model_fields
+    known = {key: field.default for key, field in fields.items()} | dict(params)
+    return known | {"seed": seed if known["seed"] is None else known["seed"]}
+
+
+def differences(
+    method: str, mine: Mapping[str, Any], others: Mapping[str, Any]
+) -> list[tuple[str, str, str]]:
+    """Where two runs' settings differ: title, the first's value, the other's."""
+    return [
+        (_title(method, key), _said(mine.get(key)), _said(others.get(key)))
+        for key in _ordered(method)
+        if mine.get(key) != others.get(key)
+    ]
+
+
+def _told_apart(alike: list[Run]) -> Iterable[tuple[str, str]]:
+    """Of runs of one method: each parameter in which they differ, with the run's value."""
+    method = methods.get(alike[0].method)
+    if len(alike) == 1:
+        return [(alike[0].id, method.label)]
+    found = {run.id: settings(run) for run in alike}
+    differ = [
+        key
+        for key in _ordered(method.key)
+        if any(one.get(key) != found[alike[0].id].get(key) for one in found.values())
+    ]
+    made: dict[str, str] = {}
+    for run in sorted(alike, key=lambda run: (run.created_at, run.position, run.id)):
+        parts = [_part(method.key, key, found[run.id].get(key)) for key in differ[:MOST_PARTS]]
+        text = " · ".join([method.label, *([", ".join(parts)] if parts else [])])
+        made[run.id] = _unlike(text, set(made.values()))
+    return made.items()
+
+
+def _unlike(text: str, taken: set[str]) -> str:
+    """A name that is taken already, as that of a run tried again is, gets a number."""
+    number, made = 1, text
+    while made in taken:
+        number += 1
+        made = f"{text} ({number})"
+    return made
+
+
+def _ordered(method: str) -> list[str]:
+    """The method's parameters, those that are folded away in the form last."""
+    fields = methods.get(method).schema.model_fields
+    return sorted(fields, key=lambda key: bool(fields[key].json_schema_extra))
+
+
+def _title(method: str, key: str) -> str:
+    return methods.get(method).schema.model_fields[key].title or key
+
+
+def _part(method: str, key: str, value: Any) -> str:
+    title = _title(method, key)
+    return f"{title[0].lower()}{title[1:]} {_said(value)}"
+
+
+def _said(value: Any) -> str:
+    """As a person writes it, in few characters."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.10f}".rstrip("0").rstrip(".")
+    text = " ".join(str(value).split())
+    return text if len(text) <= LONGEST_VALUE else text[: LONGEST_VALUE - 1] + "…"
