@@ -153,7 +153,7 @@ def test_these_processes_never_hold_torch(module: str) -> None:
 FLOORS: list[set[str]] = [
     {"errors", "settings"},
     {"storage", "processes"},
-    {"file_store", "crashpoints"},
+    {"file_store", "crashpoints", "fingerprints", "zips"},
     {"database", "files"},
     {
         "tables",
@@ -197,7 +197,8 @@ FLOORS: list[set[str]] = [
         "disk",
         "leftovers",
     },
-    {"supervisor", "tuning", "backups", "restores", "doctor", "holdings"},
+    {"model_cards", "receipt_files"},
+    {"supervisor", "tuning", "backups", "restores", "doctor", "holdings", "receipts"},
     {"cli", "web."},
 ]
 SAME_FLOOR = {

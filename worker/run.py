@@ -10,7 +10,16 @@ from typing import Any
 
 import torch
 
-from app import database, files, methods, processes, runs, storage, workers
+from app import (
+    database,
+    files,
+    methods,
+    processes,
+    receipts,
+    runs,
+    storage,
+    workers,
+)
 from app.errors import LostClaim
 from app.tables import Run
 from worker import (
@@ -29,7 +38,7 @@ from worker import (
 from worker.distributed import ALONE, Group
 from worker.job import Job, like_before
 from worker.keeper import SAVED
-from worker.material import gather
+from worker.material import gather, know_base
 from worker.recorder import Recorder, resume
 from worker.watch import Stopped, Watch
 
@@ -50,6 +59,8 @@ def tune(run: Run, watch: Watch, group: Group = ALONE) -> None:
     if change:
         job.tell(change, "warning")
     _describe(job)
+    if group.leads:
+        know_base(run)
     _train(job)
     group.leave()
     if not group.leads:
@@ -68,6 +79,7 @@ def _describe(job: Job) -> None:
     machine, material = job.machine, job.material
     job.run.figures = {
         **job.run.figures,
+        "versions": receipts.versions(),
         "precision": machine.dtype,
         "products": machine.products,
         "device": machine.name,

@@ -5,8 +5,9 @@ from typing import Any, Literal
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 
-from app import points, runs
+from app import points, receipts, runs
 from app.tables import Point, Run
+from app.web import archives
 from app.web.sessions import Reading, Writing
 
 router = APIRouter(prefix="/runs", tags=["runs"])
@@ -62,6 +63,14 @@ def curve(db: Reading, run_id: str) -> Response:
     """What was measured of it, by step."""
     # Written here: FastAPI's own way looks at each value of thousands of points.
     return JSONResponse([point(one) for one in points.curve(db, runs.get(db, run_id).id)])
+
+
+@router.get("/{run_id}/receipt")
+def receipt(db: Reading, run_id: str, data: bool = False) -> Response:
+    """A zip with all that repeats a finished run; `data=true`: with the examples."""
+    run = receipts.get(db, run_id)
+    files = receipts.contents(db, run, data=data)
+    return archives.save(receipts.name(run), files, compressed=True)
 
 
 @router.post("/{run_id}/{action}")
