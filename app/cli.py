@@ -122,6 +122,9 @@ def tune(
     set: Annotated[
         list[str] | None, typer.Option(help="A parameter, such as lora.rank=8; repeatable.")
     ] = None,
+    watch: Annotated[
+        list[str] | None, typer.Option(help="An input to answer while the runs learn; repeatable.")
+    ] = None,
     override: Annotated[
         bool, typer.Option(help="Start what fits no tuning worker that is alive, too.")
     ] = False,
@@ -129,9 +132,8 @@ def tune(
 ) -> None:
     """Tune DATA by several methods and print the comparison. Exit code 0: every run succeeded."""
     try:
-        question = tuning.Question(
-            data, methods, base, task, template, name, seed, set or [], override
-        )
+        asked = (data, methods, base, task, template, name, seed, set or [], override)
+        question = tuning.Question(*asked, tuple(watch or ()))
         result = tuning.tune(question, notes)
     except StudioError as error:
         notes.print(error.message, style="red", highlight=False, markup=False)

@@ -170,7 +170,7 @@ FLOORS: list[set[str]] = [
         "valkey",
     },
     {"snapshots", "datasets"},
-    {"capacity", "lengths", "rehearsals"},
+    {"questions", "capacity", "lengths", "rehearsals"},
     {"draws"},
     {"arithmetic", "calibration"},
     {"forecast"},
@@ -182,6 +182,7 @@ FLOORS: list[set[str]] = [
         "claims",
         "workers",
         "points",
+        "samples",
         "base_models",
         "tuned_models",
     },
@@ -219,6 +220,7 @@ SAME_FLOOR = {
     ("claims", "order"),  # nothing is claimed while the queue is held
     ("order", "runs"),  # what has a place in the queue
     ("points", "runs"),  # a point is stored only while its run is held
+    ("samples", "runs"),  # likewise
     ("workers", "claims"),  # for the clock that several machines share
     ("doctor", "supervisor"),  # whether there should be a broker
     ("restores", "supervisor"),  # not while a studio runs

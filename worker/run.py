@@ -40,6 +40,7 @@ from worker.job import Job, like_before
 from worker.keeper import SAVED
 from worker.material import gather, know_base
 from worker.recorder import Recorder, resume
+from worker.samples import Samples
 from worker.watch import Stopped, Watch
 
 log = logging.getLogger(__name__)
@@ -138,7 +139,8 @@ def _train(job: Job) -> None:
         usual_rates=job.method.usual_rates,
         group=job.group,
     )
-    Recorder(job, model, state).follow(going)
+    beside = Samples(job, model, soft_prefix, state).beside(going)
+    Recorder(job, model, state).follow(beside)
     _measure(job, state)
 
 

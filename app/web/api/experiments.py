@@ -28,11 +28,12 @@ class NewExperiment(pydantic.BaseModel):
     template: str | None = None  # the task's own
     labels: list[str] | None = None  # the dataset's own
     seed: int = 1
+    watch: list[str] = []  # up to five inputs that are answered while the runs learn
     override: bool = False  # start runs too that fit no tuning worker alive
 
 
 def _plain(experiment: Experiment) -> dict[str, Any]:
-    names = ("id", "name", "base_model_id", "dataset_id", "task", "labels", "template")
+    names = ("id", "name", "base_model_id", "dataset_id", "task", "labels", "template", "watch")
     plain = {name: getattr(experiment, name) for name in names}
     sizes = {part: len(rows) for part, rows in experiment.split.items()}
     shown = [runs.plain(run) for run in panels.ordered(experiment)]

@@ -5,7 +5,7 @@ from typing import Any, Literal
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 
-from app import points, receipts, runs
+from app import points, receipts, runs, samples
 from app.tables import Point, Run
 from app.web import archives
 from app.web.sessions import Reading, Writing
@@ -63,6 +63,12 @@ def curve(db: Reading, run_id: str) -> Response:
     """What was measured of it, by step."""
     # Written here: FastAPI's own way looks at each value of thousands of points.
     return JSONResponse([point(one) for one in points.curve(db, runs.get(db, run_id).id)])
+
+
+@router.get("/{run_id}/samples")
+def answered(db: Reading, run_id: str) -> list[dict[str, Any]]:
+    """What it answered while it learned to the inputs that its experiment watches, by step."""
+    return [frame._asdict() for frame in samples.frames(db, runs.get(db, run_id))]
 
 
 @router.get("/{run_id}/receipt")
