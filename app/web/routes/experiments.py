@@ -8,7 +8,7 @@ from starlette.datastructures import FormData
 
 from app import base_models, database, datasets, experiments, trash
 from app.errors import NotFound
-from app.web import curves, drafts, live, outlooks, panels, previews, streams
+from app.web import curves, drafts, frames, live, outlooks, panels, previews, streams
 from app.web.pages import redirect, render
 from app.web.sessions import Reading, Writing
 
@@ -125,6 +125,13 @@ def answers(request: Request, db: Reading, experiment_id: str, page: Page = 1) -
     """One page of test inputs with every model's answer."""
     found = experiments.get(db, experiment_id)
     return render(request, "_side_by_side.html", **live.comparison(db, found, page))
+
+
+@router.get("/{experiment_id}/samples")
+def samples(request: Request, db: Reading, experiment_id: str) -> Response:
+    """What the runs answered while they learned, side by side."""
+    found = experiments.get(db, experiment_id)
+    return render(request, "samples.html", experiment=found, **frames.of_experiment(db, found))
 
 
 @router.get("/{experiment_id}/points")
