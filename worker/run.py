@@ -34,6 +34,7 @@ from worker import (
     scoring,
     sharing,
     train,
+    vectors,
 )
 from worker.distributed import ALONE, Group
 from worker.job import Job, like_before
@@ -115,6 +116,7 @@ def _train(job: Job) -> None:
     model, soft_prefix = backbones.load_trainable(
         job.method, job.params, folder, seed, job.machine, job.group
     )
+    start = vectors.begin(soft_prefix)
     state = train.begin(model, soft_prefix, job.material.train, job.params, job.machine)
     if state.obstacle and job.run.attempt == 1:
         job.tell(state.obstacle, "warning")
@@ -141,6 +143,7 @@ def _train(job: Job) -> None:
     )
     beside = Samples(job, model, soft_prefix, state).beside(going)
     Recorder(job, model, state).follow(beside)
+    job.run.figures |= vectors.figures(job, model, start)
     _measure(job, state)
 
 
