@@ -36,7 +36,6 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No answers to score; and the signals as they were."""
     before = signal.getsignal(signal.SIGTERM)
     metrics = {"metrics": {"accuracy": 0.5, "macro_f1": 0.25}, "test_loss": 1.5, "num_test": 20}
-    monkeypatch.setattr(worker_run.scoring, "look_at_base", lambda job, model: None)
     monkeypatch.setattr(worker_run.scoring, "score_run", lambda job: metrics)
     monkeypatch.setattr(worker_run.scoring, "score_base", lambda job: None)
     yield
@@ -44,7 +43,9 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def _finished(db: Session, model: Path, method: str = "lora", **params: Any) -> str:
-    run_id = small.run(db, small.experiment(db, model), method, **params).id
+    of = small.experiment(db, model)
+    of.watch = ["1 a"]  # answering it changes nothing in the curve
+    run_id = small.run(db, of, method, **params).id
     with database.session() as other:
         claimed = claims.claim_next(other, "w")
     assert claimed
@@ -465,6 +466,10 @@ def test_other_hardware_is_named(made: Path) -> None:
     there = verify._others(read._replace(receipt=receipt), here, "")
     assert there[0] == "Trained on 2 devices; repeated on one."
     assert there[1].startswith("torch: 1 then, ")
+    silent = read.receipt.model_copy(update={"versions": {}})
+    assert (
+        "does not say which versions" in verify._others(read._replace(receipt=silent), here, "")[0]
+    )
     with pytest.raises(Conflict):
         with database.session() as db:
             receipts.get(db, factories.run(db, state="failed", finished_at=1.0, error="x").id)

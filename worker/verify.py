@@ -94,6 +94,8 @@ def _others(read: Read, machine: hardware.Hardware, change: str) -> list[str]:
         sentences.append("A GPU adds up in no fixed order: the last digits may differ.")
     if figures.devices > 1:
         sentences.append(f"Trained on {figures.devices} devices; repeated on one.")
+    if not read.receipt.versions:
+        sentences.append("The receipt does not say which versions the run was trained with.")
     here_now = receipts.versions()
     for name, version in read.receipt.versions.items():
         if here_now.get(name) != version:

@@ -40,7 +40,7 @@ def of_experiment(db: Session, experiment: Experiment) -> dict[str, Any]:
     shown = panels.ordered(experiment)
     frames = [samples.frames(db, run) if experiment.watch else [] for run in shown]
     shares = [
-        [round(100 * frame.step / (run.num_steps or frame.step or 1)) for frame in of]
+        [_share(frame.step, run.num_steps or 0) for frame in of]
         for run, of in zip(shown, frames, strict=True)
     ]
     moments = []
@@ -48,6 +48,11 @@ def of_experiment(db: Session, experiment: Experiment) -> dict[str, Any]:
         newest = [_newest(of, known, share) for of, known in zip(frames, shares, strict=True)]
         moments.append(Moment(f"{share} % of the training", _rows(experiment.watch, newest)))
     return {"watched": experiment.watch, "moments": moments, "columns": shown}
+
+
+def _share(step: int, num_steps: int) -> int:
+    """Percent of the training, in fives: looks of different runs seldom fall on the same one."""
+    return max(5, 5 * round(20 * step / max(step, num_steps))) if step else 0
 
 
 def _newest(frames: Sequence[Frame], shares: Sequence[int], share: int) -> Frame | None:

@@ -23,7 +23,7 @@ def table(run: Run) -> list[list[Line]]:
         Line(
             number,
             [(quoted(text), f"{cosine:.2f}") for text, cosine in one["near"]],
-            "a mixture" if one["began"] is None else quoted(one["began"]),
+            "no token" if one["began"] is None else quoted(one["began"]),
             f"{one['moved'] * 100:,.0f} %",
         )
         for number, one in enumerate(found, 1)
