@@ -10,6 +10,7 @@ from pydantic import Field
 
 from app import fingerprints
 from app.errors import Invalid
+from app.examples import Example
 from app.settings import settings
 from app.storage import Path
 
@@ -119,6 +120,15 @@ class Split(_Part):
     test: Rows
 
 
+class Row(_Part):
+    """One example."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", strict=True)
+
+    input: str
+    output: str
+
+
 class Point(_Part):
     """A measurement; what a repetition compares."""
 
@@ -135,7 +145,7 @@ class Read(NamedTuple):
     receipt: Receipt
     split: dict[str, list[int]]
     points: list[Point]
-    data: bytes | None
+    data: list[Example] | None
 
 
 def read(path: Path) -> Read:
@@ -191,10 +201,12 @@ def _checked(found: dict[str, bytes]) -> Read:
     split = Split.model_validate_json(found[SPLIT]).model_dump()
     if fingerprints.of_split(split) != receipt.split.fingerprint:
         raise ValueError("its split is not the one of its fingerprint")
-    data = found.get(DATA)
-    if data is not None and sha256(data).hexdigest() != receipt.dataset.fingerprint:
+    data = _examples(found.get(DATA))
+    if DATA in found and sha256(found[DATA]).hexdigest() != receipt.dataset.fingerprint:
         raise ValueError("its examples are not those of the dataset's fingerprint")
     rows = [row for part in split.values() for row in part]
+    if data is not None and len(data) != receipt.dataset.num_examples:
+        raise ValueError("it holds another number of examples than its dataset has")
     if (
         not split["train"]
         or len(set(rows)) < len(rows)
@@ -203,3 +215,10 @@ def _checked(found: dict[str, bytes]) -> Read:
         raise ValueError("its split does not fit its dataset")
     points = [Point.model_validate(json.loads(line)) for line in found[POINTS].splitlines()]
     return Read(receipt, split, points, data)
+
+
+def _examples(lines: bytes | None) -> list[Example] | None:
+    if lines is None:
+        return None
+    rows = [Row.model_validate_json(line) for line in lines.splitlines()]
+    return [Example(row.input, row.output) for row in rows]

@@ -426,6 +426,27 @@ def made(db: Session, tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.parametrize(
+    ("lines", "reason"),
+    [
+        (b'{"input": "a"}\n', "output: Field required"),
+        (b'{"input": "a", "output": 1}\n', "output: Input should be a valid string"),
+        (b'["a", "b"]\n', "Input should be an object"),
+        (b'{"input": "a", "output": "b"}\n', "another number of examples"),
+    ],
+)
+def test_data_that_is_no_data_is_refused(made: Path, lines: bytes, reason: str) -> None:
+    files = {**_files(made.read_bytes()), "examples.jsonl": lines}
+    _packed(made, files, dataset__fingerprint=sha256(lines).hexdigest())
+    with pytest.raises(Invalid) as refused:
+        receipt_files.read(made)
+    assert reason in refused.value.message
+
+
+def test_nothing_of_a_receipt_gives_orders_to_the_terminal() -> None:
+    assert verify.plain("a\x1b[2J\nb\x07") == "a\ufffd[2J\nb\ufffd"
+
+
 def test_the_model_card(db: Session) -> None:
     of = factories.experiment(
         db,

@@ -39,7 +39,7 @@ def verify(read: Read, data: str, notes: Console) -> Found:
     machine, change = like_before(hardware.find(), receipt.figures.model_dump() | {"devices": 1})
     other = _others(read, machine, change)
     for sentence in other:
-        notes.print(sentence, highlight=False, markup=False)
+        notes.print(plain(sentence), highlight=False, markup=False)
     curve = {point.step: point for point in read.points if point.kind == "train"}
     measured = repetition.steps(run, rows, machine, notes)
     pairs = [(curve[one.step], one) for one in measured if one.step in curve]
@@ -115,6 +115,11 @@ def table(found: Found) -> Table:
     return made
 
 
+def plain(text: str) -> str:
+    """Text of a receipt for the terminal, which takes some characters as orders."""
+    return "".join(one if one.isprintable() or one == "\n" else "\ufffd" for one in text)
+
+
 def main() -> int:
     """Verify the receipt, and say how that went; the exit code."""
     processes.die_with_parent(signal.SIGTERM)
@@ -125,7 +130,7 @@ def main() -> int:
     try:
         found = verify(receipt_files.read(storage.users_file(file)), data, notes)
     except StudioError as error:
-        notes.print(error.message, style="red", highlight=False, markup=False)
+        notes.print(plain(error.message), style="red", highlight=False, markup=False)
         return UNKNOWN
     except SQLAlchemyError as error:
         reason = f"There is no studio here, or its database does not answer: {error.args[0]}"
