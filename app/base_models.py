@@ -188,7 +188,7 @@ def progress(db: Session, base_model_id: str, text: str) -> None:
 
 
 def finish(db: Session, base_model_id: str, **found: Any) -> None:
-    """It is ready; `found` are columns: licence, architecture, quantization, shapes, has_chat."""
+    """It is ready; `found` are columns, such as licence, architecture, shapes."""
     _move(db, base_model_id, ("preparing",), "ready", progress="", error=None, **found)
 
 
@@ -205,3 +205,10 @@ def free_orphans(db: Session, alive: Sequence[str]) -> None:
     for base_model_id in db.scalars(lost).all():
         _move(db, base_model_id, ("preparing",), "waiting", worker=None)
     db.rollback()
+
+
+def know(db: Session, base_model_id: str, fingerprint: str) -> None:
+    """Keep the fingerprint of its files, which never change."""
+    mine = update(BaseModel).where(BaseModel.id == base_model_id)
+    db.execute(mine.values(fingerprint=fingerprint))
+    db.commit()

@@ -1,4 +1,4 @@
-"""The command line: `studio up | web | worker | tune | doctor | backup | restore` and more."""
+"""The command line: `studio up | web | worker | tune | doctor | backup | receipt | verify` and more."""
 
 import contextlib
 import json
@@ -20,11 +20,15 @@ from app import (
     database,
     doctor,
     holdings,
+    processes,
+    receipt_files,
+    receipts,
     restores,
     storage,
     supervisor,
     tuning,
     workers,
+    zips,
 )
 from app import migrate as migrations
 from app.errors import StudioError
@@ -118,6 +122,9 @@ def tune(
     set: Annotated[
         list[str] | None, typer.Option(help="A parameter, such as lora.rank=8; repeatable.")
     ] = None,
+    watch: Annotated[
+        list[str] | None, typer.Option(help="An input to answer while the runs learn; repeatable.")
+    ] = None,
     override: Annotated[
         bool, typer.Option(help="Start what fits no tuning worker that is alive, too.")
     ] = False,
@@ -125,9 +132,8 @@ def tune(
 ) -> None:
     """Tune DATA by several methods and print the comparison. Exit code 0: every run succeeded."""
     try:
-        question = tuning.Question(
-            data, methods, base, task, template, name, seed, set or [], override
-        )
+        asked = (data, methods, base, task, template, name, seed, set or [], override)
+        question = tuning.Question(*asked, tuple(watch or ()))
         result = tuning.tune(question, notes)
     except StudioError as error:
         notes.print(error.message, style="red", highlight=False, markup=False)
@@ -184,6 +190,30 @@ def restore(
         f"{made.num_files:,} files and {made.num_rows:,} rows are back. Runs that were at work and "
         f"went into the queue: {made.requeued}. Start it with `studio up`."
     )
+
+
+@cli.command()
+def receipt(
+    run: Annotated[str, typer.Argument(help="The id of a run that has finished.")],
+    file: Annotated[str, typer.Argument(help="The file to write.")] = "receipt.zip",
+    data: Annotated[bool, typer.Option("--data", help="Put the examples in, too.")] = False,
+) -> None:
+    """Write all that repeats RUN into FILE: settings, fingerprints, versions, curve, model card."""
+    with database.reading() as db:
+        contents = _or_exit(lambda: receipts.contents(db, receipts.get(db, run), data=data))
+    with storage.users_file(file).open("wb") as target:
+        target.writelines(zips.stream(contents, compressed=True))
+    notes.print(f"Written: {file}", highlight=False, markup=False)
+
+
+@cli.command()
+def verify(
+    file: Annotated[str, typer.Argument(help="A receipt.")],
+    data: Annotated[str, typer.Option(help="The dataset's file, if it is nowhere else.")] = "",
+) -> None:
+    """Train the first steps of a receipt's run again, and compare the losses. Exit code 0: the same."""
+    _or_exit(lambda: receipt_files.read(storage.users_file(file)))  # at once, without torch
+    raise typer.Exit(processes.start("worker.verify", file, data).wait())
 
 
 @contextlib.contextmanager

@@ -65,7 +65,7 @@ def add(db: Session, name: str, filename: str, upload: Path) -> Dataset:
         look = _Look()
         with stored.open("xb") as file:
             fingerprint = sha256()
-            for line in _lines(look.follow(examples.read(upload, filename))):
+            for line in lines(look.follow(examples.read(upload, filename))):
                 file.write(line)
                 fingerprint.update(line)
         storage.sync(stored)  # whole on the disk before a row says that it is there
@@ -93,7 +93,7 @@ def add(db: Session, name: str, filename: str, upload: Path) -> Dataset:
         storage.remove(upload)
 
 
-def _lines(found: Iterable[Example]) -> Iterator[bytes]:
+def lines(found: Iterable[Example]) -> Iterator[bytes]:
     """The form in which examples are stored: one JSON object a line, always written alike."""
     for example in found:
         yield json.dumps(example._asdict(), ensure_ascii=False).encode() + b"\n"
@@ -168,7 +168,7 @@ class _Look:
 @cache
 def _canonical(key: str) -> bytes:
     chosen = EXAMPLES[key]
-    return b"".join(_lines(examples.read(storage.examples_file(chosen.file), chosen.file)))
+    return b"".join(lines(examples.read(storage.examples_file(chosen.file), chosen.file)))
 
 
 def shipped(dataset: Dataset) -> ExampleSet | None:

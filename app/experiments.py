@@ -1,20 +1,28 @@
 """Experiments: one question to a base model and a dataset, answered by several runs."""
 
-import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session, selectinload
 
-from app import admission, base_models, datasets, forecast, methods, prompts, queue, verdicts
+from app import (
+    admission,
+    base_models,
+    datasets,
+    forecast,
+    methods,
+    prompts,
+    questions,
+    queue,
+    verdicts,
+)
 from app.admission import Wanted
 from app.crashpoints import crashpoint
-from app.errors import InTrash, Invalid, NotFound
+from app.errors import InTrash, NotFound
 from app.forecast import Given
 from app.tables import BaseModel, Dataset, Experiment, Run, new_id
 
-MOST_LABELS = 200
 # The runs know their experiment already: reading it again with each, split and all, takes longer
 # than everything else together.
 _RUNS = selectinload(Experiment.runs).lazyload(Run.experiment)
@@ -58,6 +66,7 @@ def create(
     seed: int,
     methods: Mapping[str, Mapping[str, Any]],
     override: bool = False,
+    watch: Sequence[str] = (),
 ) -> Experiment:
     """Store the experiment and queue one run for each method.
 
@@ -65,7 +74,7 @@ def create(
     also for runs that fit no worker alive, unless `override` says that they shall start anyway.
     """
     experiment, asked, chosen = _checked(
-        db, name, base_model_id, dataset_id, task, template, labels, seed, methods
+        db, name, base_model_id, dataset_id, task, template, labels, seed, methods, watch
     )
     wanted = [Wanted(*one) for one in chosen.items()]
     told = admission.forecasts(db, asked, wanted, override)
@@ -97,19 +106,21 @@ def _checked(
     labels: list[str],
     seed: int,
     methods: Mapping[str, Mapping[str, Any]],
+    watch: Sequence[str] = (),
 ) -> tuple[Experiment, Given, dict[str, dict[str, Any]]]:
     """The experiment, not stored; what its forecasts are about; and each method's parameters."""
     base_model, dataset = _needed(db, base_model_id, dataset_id)
     experiment = Experiment(
         id=new_id(),
-        name=_checked_name(name),
+        name=questions.name(name),
         base_model_id=base_model.id,
         dataset_id=dataset.id,
-        task=_checked_task(task),
-        labels=_checked_labels(dataset, task, labels),
+        task=questions.task(task),
+        labels=questions.labels(dataset, task, labels),
         template=prompts.check_template(template),
-        seed=_checked_seed(seed),
+        seed=questions.seed(seed),
         split=datasets.split(dataset.num_examples, seed),
+        watch=questions.watch(watch),
     )
     chosen = admission.checked_params(base_model, methods)
     return experiment, forecast.given(experiment, base_model, dataset), chosen
@@ -120,46 +131,6 @@ def _needed(db: Session, base_model_id: str, dataset_id: str) -> tuple[BaseModel
     for column, key in ((BaseModel.id, base_model_id), (Dataset.id, dataset_id)):
         db.execute(select(column).where(column == key).with_for_update(read=True))
     return base_models.get(db, base_model_id), datasets.get(db, dataset_id)
-
-
-def _checked_name(name: str) -> str:
-    tidy = " ".join(name.split())
-    if not tidy or len(tidy) > 100:
-        raise Invalid("Give the experiment a name of 1 to 100 characters.", field="name")
-    if any(unicodedata.category(character) in {"Cc", "Cs"} for character in tidy):
-        raise Invalid("The name holds control characters; type it anew.", field="name")
-    return tidy
-
-
-def _checked_task(task: str) -> str:
-    if task not in prompts.TASKS:
-        raise Invalid(f"Choose a task from: {', '.join(prompts.TASKS)}.", field="task")
-    return task
-
-
-def _checked_labels(dataset: Dataset, task: str, labels: list[str]) -> list[str]:
-    if task != "classification":
-        return []
-    tidy = list(dict.fromkeys(label.strip() for label in labels if label.strip()))
-    if not 2 <= len(tidy) <= MOST_LABELS:
-        raise Invalid(
-            f"Classification needs 2 to {MOST_LABELS} labels, spelled as in the data.",
-            field="labels",
-        )
-    known = datasets.labels(dataset)
-    if known and (strange := [label for label in tidy if label not in known]):
-        raise Invalid(
-            f"No example has the output {', '.join(map(repr, strange[:5]))}. Spell the labels as in "
-            f"the data: {', '.join(known[:20])}.",
-            field="labels",
-        )
-    return tidy
-
-
-def _checked_seed(seed: int) -> int:
-    if not 0 <= seed < 2**31:
-        raise Invalid("The seed must be a whole number from 0 to 2147483647.", field="seed")
-    return seed
 
 
 def tune_example(db: Session, key: str) -> Experiment:

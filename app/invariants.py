@@ -12,7 +12,7 @@ from app import runs, storage
 from app.files import is_published
 from app.registry import MANIFEST, is_good
 from app.storage import Path
-from app.tables import Checkpoint, Dataset, Point, Run
+from app.tables import Checkpoint, Dataset, Point, Run, Sample
 
 KINDS = ("train", "validation")  # in the order in which they are measured at a step
 
@@ -81,6 +81,16 @@ def numbers_rise(db: Session) -> Iterator[tuple[str, str]]:
             yield run.id, f"It has points numbered above {run.last_number}, its last number."
 
 
+def samples_fit_their_run(db: Session) -> Iterator[tuple[str, str]]:
+    """A sample answers an input that the experiment watches, at a step that its run has done."""
+    for run in db.scalars(select(Run)):
+        for one in db.scalars(select(Sample).where(Sample.run_id == run.id)):
+            if one.step > run.step:
+                yield run.id, f"It answered at step {one.step}, beyond its step {run.step}."
+            if one.place >= len(run.experiment.watch):
+                yield run.id, "It answered an input that its experiment does not watch."
+
+
 def tuned_models_are_whole(db: Session) -> Iterator[tuple[str, str]]:
     """A run that succeeded has left its best and its last state, and they can be loaded."""
     for run in db.scalars(select(Run).where(Run.state == "succeeded")):
@@ -146,6 +156,7 @@ RULES: tuple[Callable[[Session], Iterator[tuple[str, str]]], ...] = (
     held_runs_have_a_lease,
     steps_have_no_gap,
     numbers_rise,
+    samples_fit_their_run,
     tuned_models_are_whole,
     checkpoints_are_there,
     datasets_have_files,

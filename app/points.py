@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from app import queue, runs
 from app.crashpoints import crashpoint
-from app.tables import Point, Run
+from app.tables import Point, Run, Sample
 
 Stored = Row[Any]  # a point's columns
 
@@ -81,7 +81,7 @@ def _new(db: Session, run_id: str, measured: Sequence[Measured]) -> list[Measure
 
 def rewind(db: Session, run_id: str, attempt: int, step: int, *, looked: int | None = None) -> None:
     """Take back the points after `step`, and the validation points after the step `looked`, which
-    a resumed attempt will measure again.
+    a resumed attempt will measure again; with them what was answered there.
     """
     runs.update_held(db, run_id, attempt, step=step)
     run = db.execute(
@@ -90,6 +90,8 @@ def rewind(db: Session, run_id: str, attempt: int, step: int, *, looked: int | N
     again = Point.step > step
     if looked is not None:
         again |= (Point.kind == "validation") & (Point.step > looked)
+    answered = max(0, step if looked is None else looked)
+    db.execute(delete(Sample).where(Sample.run_id == run_id, Sample.step > answered))
     gone = db.execute(delete(Point).where(Point.run_id == run_id, again))
     if gone.rowcount:  # type: ignore[attr-defined]
         runs.update_held(db, run_id, attempt, rewinds=[*run.rewinds, [run.last_number, step]])

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Mapped, mapped_column, relationship
 from app.database import Table
 from app.vote_tables import Vote as Vote
 from app.worker_tables import Rehearsal as Rehearsal  # all tables are had from here
+from app.worker_tables import Sample as Sample
 from app.worker_tables import Worker as Worker
 
 
@@ -48,6 +49,7 @@ class BaseModel(Table):
     quantization: Mapped[str | None]  # gptq, awq, bitsandbytes: then QLoRA alone, or refused
     shapes: Mapped[dict[str, Any]] = mapped_column(default=dict)  # what a forecast needs
     has_chat: Mapped[bool] = mapped_column(default=False)
+    fingerprint: Mapped[str | None]  # of its files; see app/fingerprints.py
     created_at: Mapped[float] = mapped_column(default=time.time)
     trashed_at: Mapped[float | None]  # thrown away: gone for good a day later
 
@@ -64,6 +66,7 @@ class Experiment(Table):
     template: Mapped[str]
     seed: Mapped[int]
     split: Mapped[dict[str, Any]]  # {"train": [row, ...], "validation": [...], "test": [...]}
+    watch: Mapped[list[Any]] = mapped_column(default=list)  # inputs answered while it learns
     created_at: Mapped[float] = mapped_column(default=time.time)
     trashed_at: Mapped[float | None]  # thrown away: gone for good a day later
 

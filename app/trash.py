@@ -21,6 +21,7 @@ from app.tables import (
     Notice,
     Point,
     Run,
+    Sample,
     Vote,
 )
 
@@ -203,7 +204,7 @@ def purge(db: Session, kind: str, thing_id: str) -> None:
 def _purge_experiment(db: Session, experiment: Experiment) -> None:
     ids = list(db.scalars(select(Run.id).where(Run.experiment_id == experiment.id)))
     db.execute(delete(Answer).where(Answer.owner.in_(ids)))
-    for table in (Point, Event, Completion, Checkpoint, Notice):
+    for table in (Point, Sample, Event, Completion, Checkpoint, Notice):
         db.execute(delete(table).where(table.run_id.in_(ids)))
     db.execute(delete(Vote).where(Vote.experiment_id == experiment.id))
     db.execute(delete(Run).where(Run.id.in_(ids)))

@@ -43,6 +43,7 @@ class Question(NamedTuple):
     seed: int
     parameters: list[str]
     override: bool = False
+    watch: tuple[str, ...] = ()
 
 
 class Result(NamedTuple):
@@ -158,6 +159,7 @@ def _create(db: Session, question: Question, chosen: dict[str, dict[str, Any]]) 
         seed=question.seed,
         methods=chosen,
         override=question.override,
+        watch=question.watch,
     )
 
 

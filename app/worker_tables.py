@@ -1,8 +1,9 @@
-"""Tables of what workers are and do beside the runs; had from app/tables.py, like all others."""
+"""Tables that only workers fill, but for those of runs; had from app/tables.py, like all others."""
 
 import time
 from typing import Any
 
+from sqlalchemy import ForeignKey
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.database import Table
@@ -42,3 +43,13 @@ class Rehearsal(Table):
     figures: Mapped[dict[str, Any]] = mapped_column(default=dict)  # what was measured, and on what
     created_at: Mapped[float] = mapped_column(default=time.time)
     finished_at: Mapped[float | None]
+
+
+class Sample(Table):
+    """What a run answered at a step to one of the inputs that its experiment watches."""
+
+    run_id: Mapped[str] = mapped_column(ForeignKey("run.id"), primary_key=True)
+    step: Mapped[int] = mapped_column(primary_key=True)
+    place: Mapped[int] = mapped_column(primary_key=True)  # of the input in `Experiment.watch`
+    attempt: Mapped[int]
+    text: Mapped[str]

@@ -153,7 +153,7 @@ def test_these_processes_never_hold_torch(module: str) -> None:
 FLOORS: list[set[str]] = [
     {"errors", "settings"},
     {"storage", "processes"},
-    {"file_store", "crashpoints"},
+    {"file_store", "crashpoints", "fingerprints", "zips"},
     {"database", "files"},
     {
         "tables",
@@ -171,7 +171,7 @@ FLOORS: list[set[str]] = [
         "valkey",
     },
     {"snapshots", "datasets", "naming"},
-    {"capacity", "lengths", "rehearsals"},
+    {"questions", "capacity", "lengths", "rehearsals"},
     {"draws"},
     {"arithmetic", "calibration"},
     {"forecast"},
@@ -183,6 +183,7 @@ FLOORS: list[set[str]] = [
         "claims",
         "workers",
         "points",
+        "samples",
         "base_models",
         "tuned_models",
     },
@@ -200,7 +201,8 @@ FLOORS: list[set[str]] = [
         "disk",
         "leftovers",
     },
-    {"supervisor", "tuning", "backups", "restores", "doctor", "holdings"},
+    {"model_cards", "receipt_files"},
+    {"supervisor", "tuning", "backups", "restores", "doctor", "holdings", "receipts"},
     {"cli", "web."},
 ]
 SAME_FLOOR = {
@@ -223,6 +225,7 @@ SAME_FLOOR = {
     ("claims", "order"),  # nothing is claimed while the queue is held
     ("order", "runs"),  # what has a place in the queue
     ("points", "runs"),  # a point is stored only while its run is held
+    ("samples", "runs"),  # likewise
     ("workers", "claims"),  # for the clock that several machines share
     ("doctor", "supervisor"),  # whether there should be a broker
     ("restores", "supervisor"),  # not while a studio runs

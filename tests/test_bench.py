@@ -71,7 +71,7 @@ def test_examples_end_their_turn_and_share_the_template(tiny_model: Path, tmp_pa
     (tmp_path / "banking77").mkdir()
     (tmp_path / "banking77" / "train.csv").write_text("text,category\r\n" + text, newline="")
     made = cases.job(Case("banking77", "lora"), 1, tiny_model, tmp_path)
-    assert (len(made.train), len(made.held_out)) == (cases.TRAINED, cases.HELD_OUT)
+    assert (len(made.train), len(made.held_out)) == (cases.TRAINED, cases.TRAINED)
     assert {row.answer_ids[-1] for row in made.train} == {2}  # <|im_end|>
     template = len("Name the intent of the message.\n\nMessage: where is card ")
     assert cases.lengths(made.train)["shared"] > template

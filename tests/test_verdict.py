@@ -89,8 +89,8 @@ def test_two_runs_of_a_method_can_be_told_apart(db: Session) -> None:
     models = [Model("lora", 0.9, params={"rank": rank}) for rank in (4, 16)]
     found, said = _verdict(db, answered.experiment(db, [*models, Model("full", 0.9)]))
     labels = list(found.labels.values())
-    assert labels == ["Base model", "LoRA (rank 4)", "LoRA (rank 16)", "Full fine tuning"]
-    assert "LoRA (rank 4)" in said
+    assert labels == ["Base model", "LoRA · rank 4", "LoRA · rank 16", "Full fine tuning"]
+    assert "LoRA · rank 4" in said
     again = answered.experiment(db, [Model("lora", 0.9), Model("lora", 0.8)])
     assert list(figures.compare(db, again).labels.values())[1:] == ["LoRA no. 1", "LoRA no. 2"]
 

@@ -1,8 +1,9 @@
 """What a run works on: its examples as token ids, by the split of its experiment."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from app import datasets, files, methods, prompts
+from app import base_models, database, datasets, files, fingerprints, methods, prompts
 from app.examples import Example
 from app.tables import Experiment, Run
 
@@ -17,13 +18,25 @@ class Material(NamedTuple):
     num_cut: int
 
 
-def gather(run: Run) -> Material:
-    """Tokenize the run's examples; virtual tokens count towards the maximum length."""
+def know_base(run: Run) -> None:
+    """Have the base model's fingerprint, which one made ready by an older version lacks."""
+    base = run.experiment.base_model
+    if base.fingerprint is None:
+        found = fingerprints.of_base_model(files.base_model(base.id))
+        database.lasting(lambda db: base_models.know(db, base.id, found))
+
+
+def gather(run: Run, examples: Sequence[Example] | None = None) -> Material:
+    """Tokenize the run's examples; virtual tokens count towards the maximum length.
+
+    `examples`: those of the dataset, where it is not in this studio.
+    """
     experiment = run.experiment
     method = methods.get(run.method)
     params = method.schema.model_validate(run.params)
     formatter = prompts.formatter(files.base_model(experiment.base_model_id))
-    examples = datasets.rows(experiment.dataset)
+    if examples is None:
+        examples = datasets.rows(experiment.dataset)
     rows = {
         part: [
             formatter.row(

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.pytorch_utils import Conv1D
 
-from app import base_models, database, files, processes, prompts, storage
+from app import base_models, database, files, fingerprints, processes, prompts, storage
 from app.base_models import DEFAULT
 from app.chat import read_json
 from app.crashpoints import crashpoint
@@ -88,6 +88,7 @@ def _made(model: BaseModel, say: Say) -> dict[str, Any]:
         crashpoint("base_model.fetched")
         say("Checking and measuring")
         found |= check(folder)
+        found["fingerprint"] = fingerprints.of_base_model(folder)
         os.sync()  # the files are there before the row says so
         folder.rename(final)
         crashpoint("base_model.placed")

@@ -10,7 +10,16 @@ from typing import Any
 
 import torch
 
-from app import database, files, methods, processes, runs, storage, workers
+from app import (
+    database,
+    files,
+    methods,
+    processes,
+    receipts,
+    runs,
+    storage,
+    workers,
+)
 from app.errors import LostClaim
 from app.tables import Run
 from worker import (
@@ -26,12 +35,14 @@ from worker import (
     scoring,
     sharing,
     train,
+    vectors,
 )
 from worker.distributed import ALONE, Group
 from worker.job import Job, like_before
 from worker.keeper import SAVED
-from worker.material import gather
+from worker.material import gather, know_base
 from worker.recorder import Recorder, resume
+from worker.samples import Samples
 from worker.watch import Stopped, Watch
 
 log = logging.getLogger(__name__)
@@ -51,6 +62,8 @@ def tune(run: Run, watch: Watch, group: Group = ALONE) -> None:
     if change:
         job.tell(change, "warning")
     _describe(job)
+    if group.leads:
+        know_base(run)
     _train(job)
     group.leave()
     if not group.leads:
@@ -69,6 +82,7 @@ def _describe(job: Job) -> None:
     machine, material = job.machine, job.material
     job.run.figures = {
         **job.run.figures,
+        "versions": receipts.versions(),
         "precision": machine.dtype,
         "products": machine.products,
         "device": machine.name,
@@ -103,6 +117,7 @@ def _train(job: Job) -> None:
     model, soft_prefix = backbones.load_trainable(
         job.method, job.params, folder, seed, job.machine, job.group
     )
+    start = vectors.begin(soft_prefix)
     state = train.begin(model, soft_prefix, job.material.train, job.params, job.machine)
     if state.obstacle and job.run.attempt == 1:
         job.tell(state.obstacle, "warning")
@@ -128,7 +143,9 @@ def _train(job: Job) -> None:
         usual_rates=job.method.usual_rates,
         group=job.group,
     )
-    Recorder(job, model, state).follow(going)
+    beside = Samples(job, model, soft_prefix, state).beside(going)
+    Recorder(job, model, state).follow(beside)
+    job.run.figures |= vectors.figures(job, model, start)
     _measure(job, state, meter)
 
 

@@ -109,6 +109,7 @@ def submit(db: Session, draft: Draft) -> Experiment | None:
             seed=int(sent["seed"]),
             methods=chosen,
             override="override" in sent,
+            watch=lines(sent.get("watch", "")),
         )
     except StudioError as problem:
         db.rollback()
@@ -142,7 +143,7 @@ def _check(db: Session, draft: Draft) -> None:
 
 
 def lines(text: str) -> list[str]:
-    """One label a line."""
+    """One label, or one input, a line."""
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 

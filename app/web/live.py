@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 from app import methods, naming, order, prompts, queue, runs
 from app.comparison import figures, spread
 from app.tables import Experiment, Run
-from app.web import columns, formats, outlooks, panels
+from app.web import columns, formats, frames, outlooks, panels, vectors
 
 FIGURES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "train_rows": ("Train examples", formats.number),
@@ -72,6 +72,8 @@ def run_page(db: Session, run: Run) -> dict[str, Any]:
         "told_from": outlooks.sources(run.forecast) if "time_from" in run.forecast else {},
         "events": runs.history(db, run.id),
         **_copied(run),
+        **frames.of_run(db, run),
+        "vector": vectors.table(run),
     }
 
 

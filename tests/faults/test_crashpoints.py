@@ -60,6 +60,7 @@ TRAINER = (
     "points.stored",
     "points.committed",
     "points.rewound",
+    "samples.stored",
     "answers.stored",
     "baseline.stored",
     "run.finishing",
@@ -102,6 +103,7 @@ def test_every_place_that_writes_for_good_has_a_crash_point() -> None:
         "app/registry.py",
         "app/space.py",
         "app/runs.py",
+        "app/samples.py",
         "app/web/uploads.py",
         "worker/checkpoints.py",
         "worker/export.py",
@@ -145,6 +147,8 @@ class Tuning:
     def __init__(self, plant: Plant, db: Session, model: Path) -> None:
         self.plant, self.db = plant, db
         self.of = small.experiment(db, model)
+        self.of.watch = ["1 a"]
+        db.commit()
         plant.start("quick tuner")
         first = self.run()
         reaches(first.id, "succeeded")
@@ -203,7 +207,7 @@ def test_the_trainer_dies_there(tuning: Tuning, name: str) -> None:
         tuning.plant.override()
     else:
         # The second time, where there is one: then there is something that could be lost.
-        times = 2 if name.split(".")[0] in {"checkpoint", "points", "tuned"} else 1
+        times = 2 if name.split(".")[0] in {"checkpoint", "points", "samples", "tuned"} else 1
         run = harmed(tuning, name, f"{name}:{times}")
     tuning.ends_well(run)
     expected = 1 if name == "run.finished" else 2

@@ -28,6 +28,7 @@ class NewExperiment(pydantic.BaseModel):
     template: str | None = None  # the task's own
     labels: list[str] | None = None  # the dataset's own
     seed: int = 1
+    watch: list[str] = []  # up to five inputs that are answered while the runs learn
     override: bool = False  # start runs too that fit no tuning worker alive
 
 
@@ -46,7 +47,7 @@ class MoreRuns(pydantic.BaseModel):
 
 
 def _plain(experiment: Experiment) -> dict[str, Any]:
-    names = ("id", "name", "base_model_id", "dataset_id", "task", "labels", "template")
+    names = ("id", "name", "base_model_id", "dataset_id", "task", "labels", "template", "watch")
     plain = {name: getattr(experiment, name) for name in names}
     sizes = {part: len(rows) for part, rows in experiment.split.items()}
     shown = [runs.plain(run) for run in panels.ordered(experiment)]
@@ -122,17 +123,20 @@ def comparison(
     """Base model and runs side by side: figures with intervals, pairs, verdict, curves, answers."""
     found = experiments.get(db, experiment_id)
     shown = figures.answers(db, found, start=start, limit=limit)
-    curves = {run.id: [runs.point(one) for one in points.curve(db, run.id)] for run in found.runs}
-    answers = [answer._asdict() for answer in shown]
+    told = _compared(db, found) | {"answers": [answer._asdict() for answer in shown]}
+    return JSONResponse(told)  # FastAPI's own way looks at each value of thousands of points
+
+
+def _compared(db: Session, found: Experiment) -> dict[str, Any]:
     compared = figures.compare(db, found)
-    told = figures.as_dict(compared) | {
+    return figures.as_dict(compared) | {
         "task": found.task,
         "verdict": verdict.of(compared, found.task),
         "seeds": [one._asdict() for one in spread.of(found)],
-        "curves": curves,
-        "answers": answers,
+        "curves": {
+            run.id: [runs.point(one) for one in points.curve(db, run.id)] for run in found.runs
+        },
     }
-    return JSONResponse(told)  # FastAPI's own way looks at each value of thousands of points
 
 
 @router.get("/{experiment_id}/votes")

@@ -5,8 +5,9 @@ from typing import Any, Literal
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 
-from app import naming, points, runs
+from app import naming, points, receipts, runs, samples
 from app.tables import Point, Run
+from app.web import archives
 from app.web.sessions import Reading, Writing
 
 router = APIRouter(prefix="/runs", tags=["runs"])
@@ -63,6 +64,20 @@ def curve(db: Reading, run_id: str) -> Response:
     """What was measured of it, by step."""
     # Written here: FastAPI's own way looks at each value of thousands of points.
     return JSONResponse([point(one) for one in points.curve(db, runs.get(db, run_id).id)])
+
+
+@router.get("/{run_id}/samples")
+def answered(db: Reading, run_id: str) -> list[dict[str, Any]]:
+    """What it answered while it learned to the inputs that its experiment watches, by step."""
+    return [frame._asdict() for frame in samples.frames(db, runs.get(db, run_id))]
+
+
+@router.get("/{run_id}/receipt")
+def receipt(db: Reading, run_id: str, data: bool = False) -> Response:
+    """A zip with all that repeats a finished run; `data=true`: with the examples."""
+    run = receipts.get(db, run_id)
+    files = receipts.contents(db, run, data=data)
+    return archives.save(receipts.name(run), files, compressed=True)
 
 
 @router.post("/{run_id}/{action}")

@@ -12,6 +12,7 @@ from app.web import (
     confusions,
     curves,
     drafts,
+    frames,
     live,
     outlooks,
     panels,
@@ -153,6 +154,13 @@ def report(request: Request, db: Reading, experiment_id: str) -> Response:
     sent = render(request, "report.html", **reports.page(db, found))
     sent.headers["Content-Disposition"] = f'attachment; filename="{reports.name(found)}"'
     return sent
+
+
+@router.get("/{experiment_id}/samples")
+def samples(request: Request, db: Reading, experiment_id: str) -> Response:
+    """What the runs answered while they learned, side by side."""
+    found = experiments.get(db, experiment_id)
+    return render(request, "samples.html", experiment=found, **frames.of_experiment(db, found))
 
 
 @router.get("/{experiment_id}/points")

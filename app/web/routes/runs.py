@@ -5,8 +5,8 @@ from typing import Literal
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from app import runs
-from app.web import live, panels
+from app import receipts, runs
+from app.web import archives, live, panels
 from app.web.pages import redirect, render
 from app.web.sessions import Reading, Writing
 
@@ -25,6 +25,14 @@ def panel(request: Request, db: Reading, run_id: str) -> Response:
     run = runs.get(db, run_id)
     shown = panels.one_of(db, run)
     return render(request, "_run.html", run=run, panel=shown, actions=panels.ACTIONS)
+
+
+@router.get("/{run_id}/receipt")
+def receipt(db: Reading, run_id: str, data: bool = False) -> Response:
+    """All that repeats the run, in one archive; the examples only if asked for."""
+    run = receipts.get(db, run_id)
+    files = receipts.contents(db, run, data=data)
+    return archives.save(receipts.name(run), files, compressed=True)
 
 
 @router.post("/{run_id}/{action}")
