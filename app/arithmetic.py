@@ -1,6 +1,5 @@
 """What a run takes by arithmetic on shapes alone: memory, work and disk. Every constant of it stands here."""
 
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -11,26 +10,25 @@ from app.tables import BaseModel
 
 MB = 2**20
 CHECKPOINTS = 3  # two are kept, and the next is written before the older one goes
-# Bytes that autograd keeps, counted for Llama and Qwen shapes with hooks on saved tensors: for each
-# token and layer by hidden value; times the bytes of a value, by intermediate value and by value
-# of the keys. They hold to 1 % for models of this kind.
-HIDDEN, INTERMEDIATE, KEYS = 9.8, 3, 2
-SCORES = 1.25  # times the bytes of a value, for each head and pair of tokens that see each other
-LOSS = 12  # for each target and entry of the vocabulary, the way back included
+# What is kept for the way back, for each token and layer, times the bytes of a value: by hidden value,
+# by intermediate value and by value of the keys. On a CPU what worker/thrift.py and
+# worker/block_attention.py keep; on a GPU what autograd keeps, counted for Llama and Qwen shapes
+# with hooks on saved tensors.
+HIDDEN = {False: 3.0, True: 4.9}
+INTERMEDIATE = {False: 2, True: 3}
+KEYS = 2
+LOSS = {False: 8, True: 12}  # for each target and entry of the vocabulary, the way back included
 WHOLE_HIDDEN = 20  # more, where the weights themselves are trained: the inputs of their products
-SHORT = 256  # tokens up to which attention on a CPU keeps its scores
 # What a process has before it has a model, in MB: libraries on a CPU, the context on a GPU.
 PROGRAM_MB = {False: 560.0, True: 600.0}
-# How much more than what is kept is resident: products' working memory.
-SLACK = {False: 1.0, True: 1.1}
-ADAPTED_SLACK = {False: 1.1, True: 1.1}
-# Rows of changing length leave gaps in a CPU's memory, more with every doubling of the updates: so
-# many times the hidden values of a full row in all layers. Adapters cut the pieces small.
-CREEP = {False: 1.8, True: 0.0}
-ADAPTED_CREEP = {False: 3.0, True: 0.0}
+SLACK = 1.1  # how much more than what is kept is resident: room that is not used again
+# Products' working memory and what else comes and goes, in MB; where a whole model is trained in
+# bytes for each of its values: the gradients of its embeddings are there twice for a moment.
+AROUND_MB = {False: 200.0, True: 0.0}
+WHOLE_AROUND = {False: 2.5, True: 0.0}
 # Multiplications and additions a second where nothing was measured yet. On a CPU as measured on two
-# busy cores, where rows are short; a GPU's is a guess on the low side.
-SPEED = {False: 2.5e10, True: 3e13}
+# cores; a GPU's is a guess on the low side.
+SPEED = {False: 6e10, True: 3e13}
 UPDATES = {False: 1e9, True: 5e10}  # trained values moved a second, by the optimizer
 START_SECONDS = 15.0
 LOOKS = 10  # at the validation loss, forward only
@@ -66,10 +64,9 @@ def memory(
     method: Method,
     params: Any,
     rows: Sequence[Row],
-    updates: int,
     machine: Machine,
 ) -> Memory:
-    """The most memory that so many updates on these rows take, of each device of such a machine."""
+    """The most memory that these rows take, of each device of such a machine."""
     shapes, width = base_model.shapes, machine.width
     trained = method.num_trained(shapes, params)
     parameters = shapes["parameters"]
@@ -89,25 +86,21 @@ def memory(
         adapters=adapters / MB,
         gradients=4 * trained / parts / MB,
         optimizer=8 * trained / parts / MB,
-        activations=_worked_with(shapes, method, params, rows, updates, machine) / MB,
+        activations=_worked_with(shapes, method, params, rows, machine) / MB,
     )
 
 
 def _worked_with(
-    shapes: dict[str, Any],
-    method: Method,
-    params: Any,
-    rows: Sequence[Row],
-    updates: int,
-    machine: Machine,
+    shapes: dict[str, Any], method: Method, params: Any, rows: Sequence[Row], machine: Machine
 ) -> float:
-    """Bytes of the row that takes the most, with its slack, and of the gaps that all rows leave."""
-    adapted = bool(method.adapted(shapes, params))
-    slack = (ADAPTED_SLACK if adapted else SLACK)[machine.gpu]
-    creep = (ADAPTED_CREEP if adapted else CREEP)[machine.gpu] * math.log2(max(1, updates))
-    full = machine.token_budget * shapes["hidden"] * machine.width * shapes["layers"]
-    most = max(kept(shapes, method, params, row, machine) for row in rows)
-    return float(most * slack + creep * full)
+    """Bytes of the row that takes the most, and of what comes and goes meanwhile."""
+    losses = LOSS[machine.gpu] * shapes["vocabulary"]
+    most = max(
+        SLACK * kept(shapes, method, params, row, machine) + losses * row.targets for row in rows
+    )
+    if method.frozen_base:
+        return float(most + AROUND_MB[machine.gpu] * MB)
+    return float(most + WHOLE_AROUND[machine.gpu] * shapes["parameters"])
 
 
 def frozen_bytes(base_model: BaseModel, method: Method, params: Any, width: int) -> float:
@@ -126,26 +119,34 @@ def linear_values(shapes: dict[str, Any]) -> float:
 
 
 def kept(shapes: dict[str, Any], method: Method, params: Any, row: Row, on: Machine) -> float:
-    """Bytes kept for the way back from a row, and of its loss."""
+    """Bytes kept for the way back from a row, without its loss."""
     width, layers, places = on.width, shapes["layers"], row.places
-    examples, longest = len(row.lengths), max(row.lengths)
+    hidden, intermediate = shapes["hidden"], shapes["intermediate"]
     keys = shapes["kv_heads"] * shapes["head_dim"]
-    layer = places * (
-        HIDDEN * shapes["hidden"] + INTERMEDIATE * width * shapes["intermediate"]
-    ) + KEYS * width * keys * (places + examples * (row.before + longest))
-    if not on.gpu and longest <= SHORT:
-        seen = row.before**2 + examples * longest * (row.before + longest)
-        layer += SCORES * width * shapes["heads"] * seen
+    layer = width * places * (HIDDEN[on.gpu] * hidden + INTERMEDIATE[on.gpu] * intermediate)
+    # On a GPU each example has a copy of the shared keys.
+    copies = len(row.lengths) * (row.before + max(row.lengths)) if on.gpu else 0
+    layer += KEYS * width * keys * (places + copies)
     if not method.frozen_base:
-        layer += places * (WHOLE_HIDDEN * shapes["hidden"] + width * shapes["intermediate"])
-    inputs = sum(into * count for into, _, count in method.adapted(shapes, params)) / layers
-    # With dropout the mask is kept as well as what it left.
-    layer += places * inputs * width * (2 if getattr(params, "dropout", 0) else 1)
+        layer += places * (WHOLE_HIDDEN * hidden + width * intermediate)
+    layer += places * width * _adapters_inputs(shapes, method, params, on) / layers
     if params.gradient_checkpointing:
-        held = layers * places * shapes["hidden"] * width + layer
-    else:
-        held = layers * layer
-    return float(held + LOSS * row.targets * shapes["vocabulary"])
+        return float(layers * places * hidden * width + layer)
+    return float(layers * layer)
+
+
+def _adapters_inputs(shapes: dict[str, Any], method: Method, params: Any, on: Machine) -> float:
+    """Values that all adapters keep for a token. On a CPU those with the same input share it, and
+    draw their dropout again; on a GPU each keeps what its dropout left, and the mask.
+    """
+    adapted = method.adapted(shapes, params)
+    if on.gpu:
+        times = 2 if getattr(params, "dropout", 0) else 1
+        return float(times * sum(into * count for into, _, count in adapted))
+    hidden = sum(count for into, _, count in adapted if into == shapes["hidden"])
+    others = sum(into * count for into, _, count in adapted if into != shapes["hidden"])
+    # Into the attention, out of it, and into the feed-forward block.
+    return float(min(hidden, 3 * shapes["layers"]) * shapes["hidden"] + others)
 
 
 def train_seconds(

@@ -205,14 +205,14 @@ def _checked(found: dict[str, bytes]) -> Read:
     if DATA in found and sha256(found[DATA]).hexdigest() != receipt.dataset.fingerprint:
         raise ValueError("its examples are not those of the dataset's fingerprint")
     rows = [row for part in split.values() for row in part]
-    if data is not None and len(data) != receipt.dataset.num_examples:
-        raise ValueError("it holds another number of examples than its dataset has")
     if (
         not split["train"]
         or len(set(rows)) < len(rows)
         or max(rows) >= receipt.dataset.num_examples
     ):
         raise ValueError("its split does not fit its dataset")
+    if data is not None and len(data) != receipt.dataset.num_examples:
+        raise ValueError("it holds another number of examples than its dataset has")
     points = [Point.model_validate(json.loads(line)) for line in found[POINTS].splitlines()]
     return Read(receipt, split, points, data)
 

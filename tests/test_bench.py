@@ -103,6 +103,7 @@ def test_the_studios_side_measures_a_training(tiny_model: Path, method: str) -> 
     assert found["obstacle"] == ""
 
 
+@pytest.mark.faults  # half a minute of starting processes
 def test_each_measurement_is_a_process_of_its_own(tiny_model: Path) -> None:
     found = measured("benchmarks.studio", tiny_job(tiny_model, "lora"))
     assert len(found["losses"]) == 3

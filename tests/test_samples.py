@@ -21,6 +21,8 @@ from worker import samples as worker_samples
 
 WATCHED = ["1 a", "What is it?\nTell me.", "7 b"]
 
+LONG = pytest.mark.faults
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -60,8 +62,9 @@ def _check() -> None:
         assert invariants.check(db) == []
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("method", methods.METHODS)
+@pytest.mark.parametrize(
+    ("method", "dtype"), [*((key, "float32") for key in methods.METHODS), ("lora", "bfloat16")]
+)
 def test_the_training_is_the_same_with_and_without(
     db: Session, model: Path, method: str, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -122,7 +125,7 @@ def test_answers_are_those_of_the_state_that_was_saved(db: Session, model: Path)
         assert len(text) <= len("delivery") + 8 + 10  # as long as the longest answer, and some
 
 
-@pytest.mark.parametrize("method", ["lora", "prompt_tuning"])
+@pytest.mark.parametrize("method", ["lora", pytest.param("prompt_tuning", marks=LONG)])
 def test_after_any_number_of_kills_the_same_samples(db: Session, model: Path, method: str) -> None:
     of = _watching(db, model)
     undisturbed = small.run(db, of, method, num_epochs=2)

@@ -1,5 +1,6 @@
 """When a training goes wrong: too little memory, losses that are no numbers or rise, and when to end early."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +12,41 @@ from app import database, processes, runs
 from app.tables import Run
 from tests.faults import small
 from tests.test_resume import _quick, attempt, check, model, stop, whole  # noqa: F401
-from worker import relief, train
+from worker import learn, relief, train
 from worker import run as worker_run
+from worker.backbones import inner
 from worker.hardware import FLOAT32
 from worker.signs import LONG, Divergence
 
 
 def lacking(monkeypatch: pytest.MonkeyPatch, error: Exception, room: int, thrifty: int) -> None:
     """A machine on which longer rows than `room`, checkpointed `thrifty`, find no memory."""
-    learn = train._learn
+    learned = learn.learn
 
-    def narrow(run: Any, row: Any, *rest: Any) -> float:
-        most = thrifty if run.params.gradient_checkpointing else room
-        if row.tokens > most:
+    def narrow(given: Any, soft_prefix: Any, parts: Any, *rest: Any) -> float:
+        most = thrifty if inner(given).is_activation_checkpointing else room
+        if sum(part.row.tokens for part in parts) > most:
             raise error
-        return learn(run, row, *rest)
+        return learned(given, soft_prefix, parts, *rest)
 
-    monkeypatch.setattr(train, "_learn", narrow)
+    monkeypatch.setattr(learn, "learn", narrow)
+
+
+def finding(monkeypatch: pytest.MonkeyPatch, by_step: Callable[[int], float | None]) -> None:
+    """Training that finds these losses; None: what it really finds."""
+    learned, step, states = learn.learn, train._step, []
+
+    def noted(run: Any) -> Any:
+        states[:] = [run.state]
+        return step(run)
+
+    def found(*given: Any) -> float:
+        true = learned(*given)
+        told = by_step(states[0].step)
+        return true if told is None else told
+
+    monkeypatch.setattr(train, "_step", noted)
+    monkeypatch.setattr(learn, "learn", found)
 
 
 @pytest.fixture(autouse=True)
@@ -115,12 +134,7 @@ def test_steps_that_are_no_numbers_are_not_applied_and_end_the_run_with_its_last
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run = small.run(db, small.experiment(db, model), "lora", learning_rate=0.5)
-    learn = train._learn
-
-    def broken(given: Any, *rest: Any) -> float:
-        return float("nan") if given.state.step >= 5 else learn(given, *rest)
-
-    monkeypatch.setattr(train, "_learn", broken)
+    finding(monkeypatch, lambda step: float("nan") if step >= 5 else None)
     attempt(run.id)
     found = small.now(run.id)
     assert found.state == "failed"
@@ -160,13 +174,7 @@ def test_a_run_that_diverges_is_warned_of_once_even_if_it_is_interrupted(
     model: Path,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    learn = train._learn
-
-    def rising(given: Any, *rest: Any) -> float:
-        learn(given, *rest)
-        return 1.0 if given.state.step < 15 else 9.0
-
-    monkeypatch.setattr(train, "_learn", rising)
+    finding(monkeypatch, lambda step: 1.0 if step < 15 else 9.0)
     run = small.run(db, small.experiment(db, model), "lora", num_epochs=5)
     attempt(run.id, {90: stop("ending")})
     attempt(run.id)

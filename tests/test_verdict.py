@@ -92,7 +92,7 @@ def test_two_runs_of_a_method_can_be_told_apart(db: Session) -> None:
     assert labels == ["Base model", "LoRA · rank 4", "LoRA · rank 16", "Full fine tuning"]
     assert "LoRA · rank 4" in said
     again = answered.experiment(db, [Model("lora", 0.9), Model("lora", 0.8)])
-    assert list(figures.compare(db, again).labels.values())[1:] == ["LoRA no. 1", "LoRA no. 2"]
+    assert list(figures.compare(db, again).labels.values())[1:] == ["LoRA", "LoRA (2)"]
 
 
 def test_a_run_without_all_its_answers_is_in_no_pair(db: Session) -> None:

@@ -38,8 +38,10 @@ def wilson(right: float, total: float, level: float = LEVEL) -> Interval:
 
     Wilson 1927, Journal of the American Statistical Association 22, 209-212. `right` need not be
     whole: of a mean of scores from 0 to 1 the interval is then too wide, never too narrow, because
-    no such scores vary more than zeros and ones do.
+    no such scores vary more than zeros and ones do. Of nothing it may be anything.
     """
+    if not total:
+        return Interval(0.0, 1.0)
     z = quantile(level)
     share = right / total
     middle = (share + z * z / (2 * total)) / (1 + z * z / total)
