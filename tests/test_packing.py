@@ -4,7 +4,7 @@ import itertools
 
 import torch
 
-from worker import packing
+from worker import layouts, packing
 from worker.packing import Row
 
 EXAMPLES = [
@@ -81,3 +81,9 @@ def test_padding_is_told_by_length_not_by_token() -> None:
     (row,) = packing.pack([Row([0, 0], [0, 0]), Row([0, 0, 0, 0], [0, 0])], 100, plain=True)
     assert row.attention_mask.tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
     assert len(row.targets) == 4
+
+
+def test_long_examples_share_no_block_that_would_take_much_memory() -> None:
+    found = layouts.layout(40, [480] * 6)
+    assert [block.examples for block in found.blocks] == [2, 2, 2]
+    assert [block.examples for block in layouts.layout(40, [30] * 16).blocks] == [16]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 ALIKE, SMALL = 1.5, 16  # lengths that differ by this ratio, or are below this, share a block
+MOST_PAIRS = 2**19  # of tokens that see each other in a block: their weights are there all at once
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,11 @@ def layout(prefix: int, lengths: list[int]) -> Layout:
     groups: list[list[int]] = []
     for length in lengths:
         # Padding costs: an example that is much longer begins a block of its own.
-        if not groups or length > max(SMALL, ALIKE * groups[-1][0]):
+        if (
+            not groups
+            or length > max(SMALL, ALIKE * groups[-1][0])
+            or (len(groups[-1]) + 1) * length * (prefix + length) > MOST_PAIRS
+        ):
             groups.append([])
         groups[-1].append(length)
     return Layout(prefix, tuple(map(_block, groups)))

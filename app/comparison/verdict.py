@@ -22,7 +22,7 @@ from app.comparison.pairs import Pair, points
 
 CLOSE = 0.05
 SEED = (
-    "All of this is from one seed: the intervals hold the luck of the test examples, not that of "
+    "Each run is from one seed: the intervals hold the luck of the test examples, not that of "
     "the training. Another seed may change places that are close."
 )
 
