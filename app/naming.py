@@ -90,11 +90,14 @@ def _part(method: str, key: str, value: Any) -> str:
     return f"{title[0].lower()}{title[1:]} {_said(value)}"
 
 
-def _said(value: Any) -> str:
-    """As a person writes it, in few characters."""
+def written(value: Any) -> str:
+    """A parameter's value as a person writes it."""
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.10f}".rstrip("0").rstrip(".")
-    text = " ".join(str(value).split())
+    return f"{value:.10f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
+
+
+def _said(value: Any) -> str:
+    """The same in few characters."""
+    text = " ".join(written(value).split())
     return text if len(text) <= LONGEST_VALUE else text[: LONGEST_VALUE - 1] + "…"

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from app import methods, prompts
 from app.examples import Example
 from benchmarks import sets
-from worker import packing
+from worker import pace, packing
 from worker.packing import Row
 
 TRAINED, BATCH = 64, 16  # examples of a pair and of a step; as many are held out
@@ -142,7 +142,7 @@ def params(method: str, max_length: int, **changes: Any) -> dict[str, Any]:
         "batch_size": BATCH,
         "num_epochs": 1,
         "max_length": max_length,
-        "validation_interval": 10_000,
+        "validation_interval": pace.NO_LOOK,
     }
     made = methods.get(method).schema.model_validate(usual | CHANGES[method] | changes)
     return made.model_dump()

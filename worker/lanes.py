@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextvars
 import functools
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
@@ -34,6 +34,12 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 def suit(machine: Hardware) -> bool:
     """Whether this machine gains by them."""
     return machine.device == "cpu" and machine.threads >= COUNT
+
+
+def groups(rows: Sequence[Given], *, paired: bool) -> Iterator[Sequence[Given]]:
+    """The rows as they are worked on: two at a time, or one by one."""
+    size = COUNT if paired else 1
+    yield from (rows[first : first + size] for first in range(0, len(rows), size))
 
 
 def side_by_side(

@@ -5,6 +5,7 @@ import math
 from app.methods import Params
 
 LOOKS = 10  # at the validation loss, unless an interval is set
+NO_LOOK = 10_000  # an interval that none of a few steps reaches
 
 
 def steps_per_epoch(num_rows: int, params: Params) -> int:

@@ -14,12 +14,11 @@ from app import base_models, database, datasets, files, methods, processes, prom
 from app.errors import StudioError
 from app.points import Measured
 from app.tables import BaseModel, Dataset, Rehearsal
-from worker import backbones, failures, hardware, packing, train
+from worker import backbones, failures, hardware, pace, packing, train
 
 STEPS = 2  # the second is measured: the first one fetches memory and builds what is built once
 MOST_BATCHES = 2  # of those that are accumulated: more take more time and no more memory
 WIDER = 4  # how many times as many rows are counted as are wanted, the widest by characters
-NO_LOOK = 10_000  # steps between two looks at the validation loss
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +30,7 @@ def rehearse(asked: Rehearsal) -> dict[str, Any]:
         dataset = datasets.get(db, asked.dataset_id)
     method = methods.get(asked.method)
     params = method.schema.model_validate(
-        asked.params | {"devices": 1, "num_epochs": STEPS, "validation_interval": NO_LOOK}
+        asked.params | {"devices": 1, "num_epochs": STEPS, "validation_interval": pace.NO_LOOK}
     )
     _say(asked, "Loading the base model")
     machine = hardware.find()

@@ -15,6 +15,7 @@ from app import (
     files,
     fingerprints,
     methods,
+    naming,
     prompts,
     storage,
 )
@@ -23,7 +24,7 @@ from app.examples import Example
 from app.points import Measured
 from app.receipt_files import Read
 from app.tables import BaseModel, Dataset, Experiment, Run
-from worker import backbones, hardware, relief, train
+from worker import backbones, hardware, pace, relief, train
 from worker.material import gather
 
 STEPS = 20
@@ -120,11 +121,13 @@ def steps(
     if max(map(max, filter(None, experiment.split.values()))) >= len(rows):
         raise Invalid("The split names rows that the dataset does not have. Nothing was trained.")
     # Looks at the validation loss change nothing, and take time.
-    params = relief.params(run).model_copy(update={"validation_interval": 10_000, "devices": 1})
+    params = relief.params(run).model_copy(
+        update={"validation_interval": pace.NO_LOOK, "devices": 1}
+    )
     material = gather(run, rows)
     folder = files.base_model(experiment.base_model_id)
     notes.print("Loading the base model ...", highlight=False)
-    seed = experiment.seed if params.seed is None else params.seed
+    seed = naming.settings(run)["seed"]
     model, soft_prefix = backbones.load_trainable(method, params, folder, seed, machine)
     state = train.begin(model, soft_prefix, material.train, params, machine)
     going = train.train(

@@ -14,6 +14,7 @@ from app import (
     database,
     files,
     methods,
+    naming,
     processes,
     receipts,
     runs,
@@ -113,7 +114,7 @@ def _describe(job: Job) -> None:
 def _train(job: Job) -> None:
     """Train to the end, from the newest checkpoint if there is one."""
     folder = files.base_model(job.run.experiment.base_model_id)
-    seed = job.run.experiment.seed if job.params.seed is None else job.params.seed
+    seed = naming.settings(job.run)["seed"]
     model, soft_prefix = backbones.load_trainable(
         job.method, job.params, folder, seed, job.machine, job.group
     )

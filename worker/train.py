@@ -149,13 +149,13 @@ def _step(run: _Run) -> Iterator[Measured | Tick]:
         for (row, weight), dropout in zip(rows, dropouts, strict=True)
     ]
     loss = seconds = 0.0
-    together = lanes.COUNT if paired else 1
-    for first in range(0, len(parts), together):
+    done = 0
+    for some in lanes.groups(parts, paired=paired):
         started = time.perf_counter()
-        some = parts[first : first + together]
         loss += learn.learn(run.model, run.soft_prefix, some, state.trained, run.machine)
         seconds += time.perf_counter() - started
-        yield Tick("training", state.step + 1, min(first + together, len(parts)), len(parts))
+        done += len(some)
+        yield Tick("training", state.step + 1, done, len(parts))
     started = time.perf_counter()
     run.group.sum_gradients(state.trained)
     (loss,) = run.group.sums(loss)

@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 from sqlalchemy import delete, insert, select
 from sqlalchemy.orm import Session
 
+from app import datasets
 from app.crashpoints import crashpoint
+from app.examples import Example
 from app.tables import Answer, Baseline, Experiment
 
 
@@ -64,9 +66,20 @@ def keep(db: Session, experiment: Experiment, precision: str, **values: Any) -> 
     db.commit()
 
 
-def store_answers(db: Session, owner: str, answers: Sequence[Given]) -> None:
+def answers(
+    db: Session, experiment: Experiment, owners: Sequence[str], rows: Sequence[int]
+) -> list[tuple[int, Example, list[Answer | None]]]:
+    """These test examples, in this order, each with the answers of these owners."""
+    query = select(Answer).where(Answer.owner.in_(owners), Answer.row.in_(rows))
+    given = {(answer.owner, answer.row): answer for answer in db.scalars(query)}
+    # The examples come in the order of their rows.
+    examples = dict(zip(sorted(rows), datasets.rows(experiment.dataset, set(rows)), strict=True))
+    return [(row, examples[row], [given.get((owner, row)) for owner in owners]) for row in rows]
+
+
+def store_answers(db: Session, owner: str, given: Sequence[Given]) -> None:
     """Store a model's answers in the place of earlier ones; owner: a run's id or a baseline's key."""
     db.execute(delete(Answer).where(Answer.owner == owner))
-    db.execute(insert(Answer), [{"owner": owner, **answer._asdict()} for answer in answers])
+    db.execute(insert(Answer), [{"owner": owner, **answer._asdict()} for answer in given])
     crashpoint("answers.stored")
     db.commit()

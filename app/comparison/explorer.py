@@ -106,20 +106,14 @@ def read(
 ) -> list[Example]:
     """These examples, in this order."""
     owners = [one.owner for one in found]
-    query = select(Answer).where(Answer.owner.in_(owners), Answer.row.in_(rows))
-    given = {
-        (one.owner, one.row): Given(one.text, one.score, one.loss) for one in db.scalars(query)
-    }
-    places = sorted(rows)
-    texts = dict(zip(places, datasets.rows(experiment.dataset, set(places)), strict=True))
     return [
         Example(
             row,
-            texts[row].input,
-            texts[row].output,
-            [given.get((owner, row)) for owner in owners],
+            one.input,
+            one.output,
+            [Given(its.text, its.score, its.loss) if its else None for its in answers],
         )
-        for row in rows
+        for row, one, answers in baselines.answers(db, experiment, owners, rows)
     ]
 
 

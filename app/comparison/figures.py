@@ -3,14 +3,13 @@
 import math
 from typing import Any, NamedTuple
 
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app import calibration, datasets, methods, naming
 from app.comparison import baselines, certainty, pairs, scores
 from app.comparison.intervals import Interval
 from app.comparison.pairs import Finished, Pair
-from app.tables import Answer, Baseline, Experiment, Run
+from app.tables import Baseline, Experiment, Run
 
 
 class Row(NamedTuple):
@@ -98,7 +97,7 @@ def as_dict(found: Comparison) -> dict[str, Any]:
 
 
 def ordered(experiment: Experiment) -> list[Run]:
-    """The runs by method, as the tables have them."""
+    """The runs in the order of their methods, a retried one after the one it repeats."""
     return sorted(
         experiment.runs, key=lambda run: (methods.get(run.method).order, run.position, run.id)
     )
@@ -199,18 +198,12 @@ def answers(
     base = baselines.find(db, experiment)
     owners = [base.key if base else "", *[run.id for run in ordered(experiment)]]
     page = experiment.split["test"][start : start + limit]
-    query = select(Answer).where(Answer.owner.in_(owners), Answer.row.in_(page))
-    given = {
-        (answer.owner, answer.row): (answer.text, answer.score) for answer in db.scalars(query)
-    }
-    shown = datasets.rows(experiment.dataset, set(page))  # a split is in ascending order
-    rows = dict(zip(page, shown, strict=True))
     return [
         Example(
-            index,
-            rows[index].input,
-            rows[index].output,
-            [given.get((owner, index)) for owner in owners],
+            row,
+            one.input,
+            one.output,
+            [(given.text, given.score) if given else None for given in answers],
         )
-        for index in page
+        for row, one, answers in baselines.answers(db, experiment, owners, page)
     ]

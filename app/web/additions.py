@@ -79,7 +79,7 @@ def suggest(experiment: Experiment, addition: Addition) -> Addition:
             checked = methods.get(addition.method).schema.model_validate(params)
             value = getattr(checked, vary)
             found = more_runs.suggested(experiment, addition.method, vary, value)
-            sent["values"] = ", ".join(formats.param(one) for one in found)
+            sent["values"] = ", ".join(naming.written(one) for one in found)
     sent["values_of"] = sent["vary"]
     return addition
 

@@ -5,10 +5,9 @@ from typing import Any, NamedTuple
 from sqlalchemy.orm import Session
 
 from app import naming
-from app.comparison import baselines, classes
+from app.comparison import baselines, classes, figures
 from app.errors import NotFound
 from app.tables import Experiment
-from app.web import panels
 
 MOST_COLUMNS = 16  # of a matrix on the screen; beyond that the list of confusions says more
 MOST_CONFUSIONS = 40
@@ -54,7 +53,7 @@ def page(db: Session, experiment: Experiment, wanted: str, matching: str) -> dic
 
 
 def _models(db: Session, experiment: Experiment) -> list[Model]:
-    base, shown = baselines.find(db, experiment), panels.ordered(experiment)
+    base, shown = baselines.find(db, experiment), figures.ordered(experiment)
     named = naming.names(shown)
     made = [Model("base", "Base model", base.key, base.scores)] if base and base.scores else []
     return made + [

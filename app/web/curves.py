@@ -8,8 +8,9 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from app import database, experiments, points
+from app.comparison import figures
 from app.tables import Experiment
-from app.web import formats, panels
+from app.web import formats
 
 PAGE = 100  # steps on one page
 COLUMNS = (
@@ -29,7 +30,7 @@ COLUMNS = (
 
 def table(db: Session, experiment: Experiment, page: int) -> dict[str, Any]:
     """A page of steps, each with train and validation loss of every run in words."""
-    shown = panels.ordered(experiment)
+    shown = figures.ordered(experiment)
     losses = {
         (run.id, point.kind, point.step): point.loss
         for run in shown
@@ -59,7 +60,7 @@ def as_csv(experiment_id: str) -> Iterator[str]:
     writer = csv.writer(line, lineterminator="\r\n")
     writer.writerow(("run", "method", *COLUMNS))
     with database.reading() as db:
-        for run in panels.ordered(experiments.get(db, experiment_id)):
+        for run in figures.ordered(experiments.get(db, experiment_id)):
             for point in points.curve(db, run.id):
                 writer.writerow(
                     (run.id, run.method, *(getattr(point, column) for column in COLUMNS))

@@ -158,13 +158,6 @@ def cut(text: str, length: int) -> str:
     return text if len(text) <= length else text[:length] + "…"
 
 
-def param(value: Any) -> str:
-    """A method's parameter as a person writes it."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return f"{value:.10f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
-
-
 def state(key: str) -> str:
     """A state in the words of the screen."""
     return STATES.get(key, key)
@@ -186,6 +179,5 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "clock": clock,
     "short": short,
     "cut": cut,
-    "param": param,
     "state": state,
 }

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 from sqlalchemy.orm import Session
 
 from app import samples
+from app.comparison import figures
 from app.samples import Frame
 from app.tables import Experiment, Run
-from app.web import panels
 
 
 class Answer(NamedTuple):
@@ -37,7 +37,7 @@ def of_run(db: Session, run: Run) -> dict[str, Any]:
 
 def of_experiment(db: Session, experiment: Experiment) -> dict[str, Any]:
     """All runs side by side: at each moment the newest answer of each, as their steps differ."""
-    shown = panels.ordered(experiment)
+    shown = figures.ordered(experiment)
     frames = [samples.frames(db, run) if experiment.watch else [] for run in shown]
     shares = [
         [_share(frame.step, run.num_steps or 0) for frame in of]

@@ -27,7 +27,7 @@ FIGURES: dict[str, tuple[str, Callable[[Any], str]]] = {
 
 def page(db: Session, experiment: Experiment, answers_page: int) -> dict[str, Any]:
     """Runs with their panels, the base model's loss, the comparison."""
-    shown = panels.ordered(experiment)
+    shown = figures.ordered(experiment)
     base = figures.baseline(db, experiment)
     return {
         "shown": shown,

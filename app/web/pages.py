@@ -30,7 +30,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= formats.FILTERS | {"run_name": naming.name}
+    made.filters |= formats.FILTERS | {"run_name": naming.name, "param": naming.written}
     made.globals |= {"methods": METHODS, "static": static, "methods_sheet": colours.ADDRESS}
     made.globals["zone"] = formats.zone
     return made

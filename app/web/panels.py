@@ -5,7 +5,8 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from app import methods, points
+from app import points
+from app.comparison import figures
 from app.tables import Experiment, Run
 from app.web import formats
 
@@ -39,15 +40,9 @@ ACTIONS = {
 }
 
 
-def ordered(experiment: Experiment) -> list[Run]:
-    """The runs in the order of their methods, a retried one after the one it repeats."""
-    order = {key: place for place, key in enumerate(methods.METHODS)}
-    return sorted(experiment.runs, key=lambda run: (order[run.method], run.position, run.id))
-
-
 def all_of(db: Session, experiment: Experiment) -> list[dict[str, str]]:
     """The panels of all runs of the experiment."""
-    return _panels(db, ordered(experiment))
+    return _panels(db, figures.ordered(experiment))
 
 
 def one_of(db: Session, run: Run) -> dict[str, str]:

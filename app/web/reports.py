@@ -9,15 +9,16 @@ from markupsafe import Markup
 from sqlalchemy.orm import Session
 
 from app import methods, naming, prompts, storage
+from app.comparison import figures
 from app.tables import Experiment, Run
-from app.web import colours, columns, confusions, drawings, formats, panels
+from app.web import colours, columns, confusions, drawings
 
 _FONTS = re.compile(r"@font-face\s*{[^}]*}\s*")
 
 
 def page(db: Session, experiment: Experiment) -> dict[str, Any]:
     """All that the report says."""
-    shown = panels.ordered(experiment)
+    shown = figures.ordered(experiment)
     named = naming.names(shown)
     is_classes = experiment.task == "classification"
     return {
@@ -49,6 +50,6 @@ def _sheet() -> Markup:
 def _params(run: Run) -> list[tuple[str, str]]:
     fields = methods.get(run.method).schema.model_fields
     return [
-        ((fields[key].title if key in fields else None) or key, formats.param(value))
+        ((fields[key].title if key in fields else None) or key, naming.written(value))
         for key, value in run.params.items()
     ]

@@ -1,12 +1,13 @@
-"""The database session of a request, as the two dependencies that handlers ask for."""
+"""What handlers ask for as dependencies: a database session, the form that was sent, an experiment that is there."""
 
 from collections.abc import Iterator
 from typing import Annotated
 
-from fastapi import Depends
+from fastapi import Depends, Request
 from sqlalchemy.orm import Session
+from starlette.datastructures import FormData
 
-from app import database
+from app import database, experiments
 
 
 def _reading() -> Iterator[Session]:
@@ -23,3 +24,17 @@ def _writing() -> Iterator[Session]:
 # a slow download must not hold a connection.
 Reading = Annotated[Session, Depends(_reading, scope="function")]
 Writing = Annotated[Session, Depends(_writing, scope="function")]
+
+
+async def _form(request: Request) -> FormData:
+    return await request.form()
+
+
+def _exists(experiment_id: str) -> str:
+    # A session of its own, closed before a stream or a file begins.
+    with database.reading() as db:
+        return experiments.get(db, experiment_id).id
+
+
+Sent = Annotated[FormData, Depends(_form)]
+Known = Annotated[str, Depends(_exists)]

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from app import datasets, experiments, more_runs, points, prompts, trash
 from app.comparison import figures, spread, verdict, votes
 from app.tables import Experiment
-from app.web import outlooks, panels
+from app.web import outlooks
 from app.web.api import runs
 from app.web.sessions import Reading, Writing
 
@@ -50,7 +50,7 @@ def _plain(experiment: Experiment) -> dict[str, Any]:
     names = ("id", "name", "base_model_id", "dataset_id", "task", "labels", "template", "watch")
     plain = {name: getattr(experiment, name) for name in names}
     sizes = {part: len(rows) for part, rows in experiment.split.items()}
-    shown = [runs.plain(run) for run in panels.ordered(experiment)]
+    shown = [runs.plain(run) for run in figures.ordered(experiment)]
     more = {"seed": experiment.seed, "split": sizes, "created_at": experiment.created_at}
     return plain | more | {"runs": shown}
 

@@ -2,25 +2,16 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response, StreamingResponse
 
-from app import database, experiments
+from app import experiments
 from app.web import explorations
 from app.web.pages import render
-from app.web.sessions import Reading
+from app.web.sessions import Known, Reading
 
 router = APIRouter(prefix="/experiments/{experiment_id}")
 Page = Annotated[int, Query(ge=1, le=10_000)]
-
-
-def _exists(experiment_id: str) -> str:
-    # A session of its own, closed before the file begins.
-    with database.reading() as db:
-        return experiments.get(db, experiment_id).id
-
-
-Known = Annotated[str, Depends(_exists)]
 
 
 @router.get("/answers")

@@ -2,11 +2,11 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header, Query, Request
+from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import Response, StreamingResponse
-from starlette.datastructures import FormData
 
-from app import base_models, database, datasets, experiments, trash
+from app import base_models, datasets, experiments, trash
+from app.comparison import figures
 from app.errors import NotFound
 from app.web import (
     confusions,
@@ -21,31 +21,17 @@ from app.web import (
     streams,
 )
 from app.web.pages import redirect, render
-from app.web.sessions import Reading, Writing
+from app.web.sessions import Known, Reading, Sent, Writing
 
 router = APIRouter(prefix="/experiments")
 Page = Annotated[int, Query(ge=1, le=10_000)]
-
-
-async def _form(request: Request) -> FormData:
-    return await request.form()
-
-
-def _exists(experiment_id: str) -> str:
-    # A session of its own, closed before the stream begins.
-    with database.reading() as db:
-        return experiments.get(db, experiment_id).id
-
-
-Sent = Annotated[FormData, Depends(_form)]
-Known = Annotated[str, Depends(_exists)]
 
 
 @router.get("")
 def every(request: Request, db: Reading) -> Response:
     """All experiments with the state of their runs."""
     lines = [
-        (one, [(run, panels.words(run)) for run in panels.ordered(one)])
+        (one, [(run, panels.words(run)) for run in figures.ordered(one)])
         for one in experiments.all(db)
     ]
     return render(request, "experiments.html", lines=lines, examples=datasets.EXAMPLES)

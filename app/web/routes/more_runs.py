@@ -1,24 +1,14 @@
 """Pages that add runs to an experiment: a copy with other parameters, a sweep, several seeds."""
 
-from typing import Annotated
-
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import Response
-from starlette.datastructures import FormData
 
 from app import experiments
 from app.web import additions
 from app.web.pages import redirect, render
-from app.web.sessions import Reading, Writing
+from app.web.sessions import Reading, Sent, Writing
 
 router = APIRouter(prefix="/experiments/{experiment_id}/runs")
-
-
-async def _form(request: Request) -> FormData:
-    return await request.form()
-
-
-Sent = Annotated[FormData, Depends(_form)]
 
 
 @router.get("/new")

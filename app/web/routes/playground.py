@@ -4,18 +4,13 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response, StreamingResponse
-from starlette.datastructures import FormData
 
 from app import completions, database
 from app.web import asks, streams
 from app.web.pages import redirect, render
-from app.web.sessions import Reading, Writing
+from app.web.sessions import Reading, Sent, Writing
 
 router = APIRouter()
-
-
-async def _form(request: Request) -> FormData:
-    return await request.form()
 
 
 def _exists(ask_id: str) -> str:
@@ -35,7 +30,7 @@ def playground(
 
 
 @router.post("/playground")
-def put(request: Request, db: Writing, form: Annotated[FormData, Depends(_form)]) -> Response:
+def put(request: Request, db: Writing, form: Sent) -> Response:
     """Ask, or show the form again with what is wrong."""
     ask = asks.read(form)
     made = asks.submit(db, ask)
