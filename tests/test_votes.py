@@ -238,6 +238,7 @@ def test_keys_vote_and_step(db: Session) -> None:
         for key, done in (("1", "1 of 4"), ("0", "2 of 4"), ("u", "1 of 4")):
             page.keyboard.press(key)
             expect(page.locator(".page-head .fig")).to_have_text(done)
+            page.wait_for_load_state()  # the next page is there before its keys are
         page.keyboard.press("9")  # there is no such answer
         expect(page.locator(".page-head .fig")).to_have_text("1 of 4")
         page.goto(f"/experiments/{of.id}/answers")
