@@ -11,10 +11,20 @@ from transformers import AutoModelForCausalLM
 from app import methods
 from tests import tiny
 from tests.engine import MACHINE, QUICK, rows
-from worker import attention, backbones, evaluate, hardware, packing, products, thrift
+from worker import (
+    attention,
+    backbones,
+    block_attention,
+    evaluate,
+    hardware,
+    packing,
+    products,
+    thrift,
+)
 from worker.backbones import inner, num_virtual
 
 HELD_NARROW = MACHINE._replace(dtype="bfloat16", products="float32")
+NATIVE = MACHINE._replace(dtype="bfloat16", products="bfloat16")
 EXACT = 1e-5  # norm of the difference over the norm
 NARROW = 2e-2  # what is kept for the way back has eight bits
 
@@ -131,13 +141,32 @@ def test_layers_with_the_same_input_share_their_dropout_and_each_step_draws_anew
 
 
 def test_a_large_head_is_widened_in_pieces(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = learned(*trainable(folder, "lora", HELD_NARROW, dropout=0.0), HELD_NARROW)
+    whole = learned(*trainable(folder, "lora", MACHINE, dropout=0.0), MACHINE)
     monkeypatch.setattr(products, "PIECE", 1000)
-    pieces = learned(*trainable(folder, "lora", HELD_NARROW, dropout=0.0), HELD_NARROW)
+    pieces = learned(*trainable(folder, "lora", MACHINE, dropout=0.0), MACHINE)
     assert apart(pieces, whole) < EXACT
 
 
-def test_little_is_kept_for_the_way_back(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("key", ["full", "lora", "prompt_tuning"])
+def test_products_in_bf16_are_as_near_as_those_of_autocast(
+    folder: Path, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_chance = {"dropout": 0.0} if "lora" in key else {}
+    ours = learned(*trainable(folder, key, NATIVE, **no_chance), NATIVE)
+    monkeypatch.setattr(block_attention, "suits", lambda *_: False)
+    usual = learned(*trainable(folder, key, NATIVE, monkeypatch, **no_chance), NATIVE)
+    exact = learned(*trainable(folder, key, MACHINE, monkeypatch, **no_chance), MACHINE)
+    far, as_usual = (
+        sum(apart({name: found[name]}, {name: exact[name]}) for name in exact)
+        for found in (ours, usual)
+    )
+    assert 0 < far < 1.5 * as_usual  # which of the two is nearer is luck
+
+
+@pytest.mark.parametrize("narrow", [HELD_NARROW, NATIVE])
+def test_little_is_kept_for_the_way_back(
+    folder: Path, narrow: hardware.Hardware, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def kept(model: Any, soft_prefix: Tensor | None) -> int:
         sizes: dict[int, int] = {}
         weights = {value.untyped_storage().data_ptr() for value in model.parameters()}
@@ -151,11 +180,12 @@ def test_little_is_kept_for_the_way_back(folder: Path, monkeypatch: pytest.Monke
 
         alive: list[Tensor] = []
         with torch.autograd.graph.saved_tensors_hooks(note, lambda value: value):
-            learned(model, soft_prefix, HELD_NARROW)
+            learned(model, soft_prefix, narrow)
         return sum(sizes.values())
 
-    thrifty = kept(*trainable(folder, "lora", HELD_NARROW, dropout=0.1))
-    plain = kept(*trainable(folder, "lora", MACHINE, monkeypatch, dropout=0.1))
+    thrifty = kept(*trainable(folder, "lora", narrow, dropout=0.1))
+    usual = MACHINE if narrow is HELD_NARROW else NATIVE
+    plain = kept(*trainable(folder, "lora", usual, monkeypatch, dropout=0.1))
     assert thrifty < 0.8 * plain
 
 

@@ -150,7 +150,7 @@ def attend(
             raise NotImplementedError(f"attention with {name}")
     if softcap is None and not dropout and block_attention.suits(query, key, value, attention_mask):
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        held = getattr(module, HELD, query.dtype)
+        held = getattr(module, HELD, None) or query.dtype
         return block_attention.attend(query, key, value, attention_mask, scale, held), None
     return _attend_by_autograd(
         query, key, value, attention_mask, _How(scaling, dropout, softcap)

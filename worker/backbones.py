@@ -34,8 +34,18 @@ def compute(machine: Hardware) -> Any:
 
 def load_base(method: Method, params: Any, folder: Path, machine: Hardware) -> Any:
     """The base model as the method has it for prompting: nothing trainable, evaluation mode."""
-    model = method.load(str(folder), params, device=machine.device, dtype=machine.dtype)
+    model = _loaded(method, params, folder, machine.device, machine.dtype)
     return model.eval()
+
+
+def _loaded(method: Method, params: Any, folder: Path, device: str, dtype: str) -> Any:
+    model = method.load(str(folder), params, device=device, dtype=dtype)
+    if getattr(model, "is_quantized", False):
+        # What was not quantized lies in the file as it is mapped, and would keep all of it in memory.
+        for value in model.parameters():
+            if value.is_floating_point():
+                value.data = value.data.clone()
+    return model
 
 
 def load_trainable(
@@ -53,7 +63,7 @@ def load_trainable(
     """
     dtype = machine.dtype if method.frozen_base else "float32"
     device = "cpu" if group.spreads else machine.device  # a GPU may have room for a part only
-    model = method.load(str(folder), params, device=device, dtype=dtype)
+    model = _loaded(method, params, folder, device, dtype)
     model = method.adapt(model, params, seed)
     if machine.device == "cpu" and method.frozen_base:
         products.install(model, machine)

@@ -1,7 +1,8 @@
 """The attention of a packed row with a way back written by hand, for processors.
 
-Only the queries, keys and values are kept, narrow; the weights are made again. Each gradient is
-written once, where autograd would fill, add and copy a tensor for every slice.
+Only the queries, keys and values are kept, narrow; the weights are made again, in float32 if the
+products are in bf16. Each gradient is written once, where autograd would fill, add and copy a tensor
+for every slice.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ LARGEST = 2**24  # weights made at a time: more would take much memory
 
 
 def suits(query: Tensor, key: Tensor, value: Tensor, blocks: Blocks) -> bool:
-    """Whether `attend` knows how: one wide dtype, on a processor, no overly long texts."""
+    """Whether `attend` knows how: one dtype, on a processor, no overly long texts."""
     row = blocks.layout
     most = max(
         row.prefix**2,
@@ -27,8 +28,7 @@ def suits(query: Tensor, key: Tensor, value: Tensor, blocks: Blocks) -> bool:
     return (
         query.device.type == "cpu"
         and query.dtype == key.dtype == value.dtype
-        and query.dtype in (torch.float32, torch.float64)
-        and not torch.is_autocast_enabled("cpu")
+        and query.dtype in (torch.bfloat16, torch.float32, torch.float64)
         and query.shape[1] * most <= LARGEST
     )
 
@@ -102,12 +102,12 @@ class _Piece(NamedTuple):
 
     def weights(self, asking: Tensor, keys: Tensor, scaling: float) -> Tensor:
         """(count, groups, queries, before + longest)."""
-        bias = torch.zeros(self.mask.shape, dtype=asking.dtype).masked_fill_(~self.mask, -torch.inf)
+        wide = torch.promote_types(asking.dtype, torch.float32)
+        bias = torch.zeros(self.mask.shape, dtype=wide).masked_fill_(~self.mask, -torch.inf)
         bias = bias.repeat(asking.shape[2] // len(bias), 1)
-        scores = torch.baddbmm(
-            bias, asking.flatten(0, 1), keys.flatten(0, 1).transpose(1, 2), alpha=scaling
-        )
-        return scores.softmax(-1).view(*asking.shape[:3], -1)
+        queries, seen = (part.flatten(0, 1).to(wide) for part in (asking, keys))
+        scores = torch.baddbmm(bias, queries, seen.transpose(1, 2), alpha=scaling)
+        return scores.softmax(-1).to(asking.dtype).view(*asking.shape[:3], -1)
 
 
 def _pieces(blocks: Blocks) -> Iterator[_Piece]:
@@ -123,6 +123,7 @@ def _pieces(blocks: Blocks) -> Iterator[_Piece]:
 
 class _Attend(torch.autograd.Function):
     @staticmethod
+    @torch.autocast("cpu", enabled=False)  # type: ignore[untyped-decorator]
     def forward(
         ctx: Any,
         query: Tensor,

@@ -15,26 +15,25 @@ GATED = ("gate_proj", "up_proj", "down_proj", "act_fn")
 def install(model: Any, machine: Hardware) -> None:
     """Have norms and gated activations made again on the way back, from inputs held narrow.
 
-    Not with autocast, which does not reach the way back.
+    Where products are made in bf16, what is held is as it was: wide are only the sums that need it.
     """
-    if machine.computed is not torch.float32:
-        return
+    held = machine.precision if machine.computed is torch.float32 else None
     for module in list(model.modules()):
         if type(module).__name__.endswith("Norm"):
-            module.forward = Again(module.forward, list(module.parameters()), machine.precision)
+            module.forward = Again(module.forward, list(module.parameters()), held)
         elif type(module).__name__.endswith("Attention"):
-            setattr(module, attention.HELD, machine.precision)
+            setattr(module, attention.HELD, held)
         elif all(hasattr(module, name) for name in GATED):
-            gated = _Gated(module, machine.precision)
+            gated = _Gated(module, held)
             if _is_gated(module, gated):
                 module.forward = gated
 
 
 class Again:
-    """A function of tensors that keeps its inputs alone, in the dtype `held`, for the way back."""
+    """A function of tensors that keeps its inputs alone, for the way back: in the dtype `held`, if one is given."""
 
     def __init__(
-        self, function: Callable[..., Tensor], parameters: list[Tensor], held: torch.dtype
+        self, function: Callable[..., Tensor], parameters: list[Tensor], held: torch.dtype | None
     ) -> None:
         self.function = function
         self.parameters = parameters
@@ -47,13 +46,17 @@ class Again:
 
 class _Again(torch.autograd.Function):
     @staticmethod
+    @torch.amp.custom_fwd(device_type="cpu")  # type: ignore[untyped-decorator]
     def forward(ctx: Any, again: Again, count: int, *values: Tensor) -> Tensor:
         given, parameters = values[:count], values[count:]
         ctx.again, ctx.dtypes = again, [value.dtype for value in given]
-        ctx.save_for_backward(*(value.to(again.held) for value in given), *parameters)
+        ctx.save_for_backward(
+            *(value.to(again.held or value.dtype) for value in given), *parameters
+        )
         return again.function(*given)
 
     @staticmethod
+    @torch.amp.custom_bwd(device_type="cpu")  # type: ignore[untyped-decorator]
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         again, count = ctx.again, len(ctx.dtypes)
         values = ctx.saved_tensors
@@ -74,7 +77,7 @@ class _Again(torch.autograd.Function):
 class _Gated:
     """The forward of Llama's feed-forward block and its like."""
 
-    def __init__(self, module: Any, held: torch.dtype) -> None:
+    def __init__(self, module: Any, held: torch.dtype | None) -> None:
         self.module = module
         self.gated = Again(lambda gate, up: module.act_fn(gate) * up, [], held)
 
