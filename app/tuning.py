@@ -59,11 +59,12 @@ class Result(NamedTuple):
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
+        names = self.comparison.labels
         return {
             "experiment": self.experiment.id,
             "name": self.experiment.name,
             "succeeded": self.succeeded,
-            "errors": {run.method: run.error for run in self.experiment.runs if run.error},
+            "errors": {names[run.id]: run.error for run in self.experiment.runs if run.error},
             **figures.as_dict(self.comparison),
         }
 
@@ -109,9 +110,11 @@ def tune(question: Question, notes: Console) -> Result:
         with database.session() as db:
             experiment = _create(db, question, chosen)
         notes.print(f"Experiment {experiment.id}: {experiment.name}", highlight=False, markup=False)
+        with database.reading() as db:
+            names = naming.stored(db, [experiment.id])
         for run in experiment.runs:
-            notes.print(_forecast(run), highlight=False, markup=False)
-        _follow(experiment, notes)
+            notes.print(_forecast(run, names[run.id]), highlight=False, markup=False)
+        _follow(experiment, names, notes)
         with database.reading() as db:
             experiment = experiments.get(db, experiment.id)
             return Result(experiment, figures.compare(db, experiment))
@@ -163,9 +166,9 @@ def _create(db: Session, question: Question, chosen: dict[str, dict[str, Any]]) 
     )
 
 
-def _forecast(run: Run) -> str:
+def _forecast(run: Run, label: str) -> str:
     """What a run will take, in a line."""
-    label, told = methods.get(run.method).label, run.forecast
+    told = run.forecast
     if not told:
         return f"{label}: no forecast, as the base model's shapes are not known."
     gpu = told["device_kind"] == calibration.GPU
@@ -220,7 +223,7 @@ def _base_model(db: Session, name: str) -> BaseModel:
     return added
 
 
-def _follow(experiment: Experiment, notes: Console) -> None:
+def _follow(experiment: Experiment, names: dict[str, str], notes: Console) -> None:
     columns = (
         TextColumn("{task.description:<17}"),
         BarColumn(),
@@ -229,7 +232,6 @@ def _follow(experiment: Experiment, notes: Console) -> None:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=notes) as progress:
-        names = naming.names(experiment.runs)
         bars = {
             run.id: progress.add_task(names[run.id], total=None, doing="queued")
             for run in experiment.runs

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy.orm import Session
 
-from app import samples
+from app import naming, samples
 from app.comparison import figures
 from app.samples import Frame
 from app.tables import Experiment, Run
@@ -32,7 +32,7 @@ def of_run(db: Session, run: Run) -> dict[str, Any]:
         Moment(f"Step {frame.step:,}", _rows(watched, [frame]))
         for frame in (samples.frames(db, run) if watched else ())
     ]
-    return {"watched": watched, "moments": found, "columns": [run]}
+    return {"watched": watched, "moments": found, "columns": [(run, naming.name(run))]}
 
 
 def of_experiment(db: Session, experiment: Experiment) -> dict[str, Any]:
@@ -47,7 +47,9 @@ def of_experiment(db: Session, experiment: Experiment) -> dict[str, Any]:
     for share in sorted({one for of in shares for one in of}):
         newest = [_newest(of, known, share) for of, known in zip(frames, shares, strict=True)]
         moments.append(Moment(f"{share} % of the training", _rows(experiment.watch, newest)))
-    return {"watched": experiment.watch, "moments": moments, "columns": shown}
+    names = naming.names(shown)
+    columns = [(run, names[run.id]) for run in shown]
+    return {"watched": experiment.watch, "moments": moments, "columns": columns}
 
 
 def _share(step: int, num_steps: int) -> int:
