@@ -149,6 +149,15 @@ def samples(request: Request, db: Reading, experiment_id: str) -> Response:
     return render(request, "samples.html", experiment=found, **frames.of_experiment(db, found))
 
 
+@router.get("/{experiment_id}/samples/moments")
+def moments(request: Request, db: Reading, experiment_id: str, seen: str = "") -> Response:
+    """The part of that page that looks again by itself; 204: it shows this already."""
+    shown = frames.of_experiment(db, experiments.get(db, experiment_id))
+    if shown["seen"] == seen:
+        return Response(status_code=204)
+    return render(request, "_moments.html", **shown)
+
+
 @router.get("/{experiment_id}/points")
 def points(request: Request, db: Reading, experiment_id: str, page: Page = 1) -> Response:
     """The curves as a table."""
