@@ -142,5 +142,8 @@ def _p(won: int, cast: Sequence[_Cast]) -> float:
 
 def as_dict(found: Result) -> dict[str, Any]:
     """For JSON."""
-    lists = {"voters": found.voters, "models": found.models, "pairs": found.pairs}
-    return found._asdict() | {name: [one._asdict() for one in made] for name, made in lists.items()}
+    return found._asdict() | {
+        "voters": [one._asdict() for one in found.voters],
+        "models": [one._asdict() for one in found.models],
+        "pairs": [one._asdict() for one in found.pairs],
+    }
