@@ -93,7 +93,9 @@ def as_dict(found: Comparison) -> dict[str, Any]:
         }
         for pair in found.pairs
     ]
-    return found._asdict() | {"rows": [row._asdict() for row in found.rows], "pairs": told}
+    rows = [row._asdict() for row in found.rows]
+    by = scores.BY_SINGLE.get(found.metric, "")
+    return found._asdict() | {"rows": rows, "pairs": told, "pairs_note": by}
 
 
 def ordered(experiment: Experiment) -> list[Run]:
@@ -168,7 +170,8 @@ def _with_score(row: Row, metric: str, interval: Interval | None) -> Row:
     found = row.metrics.get(metric)
     if found is None:
         return row
-    known = row.intervals.get(metric) or interval
+    usual = None if metric in scores.BY_SINGLE else interval  # which is of another figure
+    known = row.intervals.get(metric) or usual
     return row._replace(score=found, interval=known)
 
 

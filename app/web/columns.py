@@ -50,6 +50,7 @@ class Table:
     majority: str  # the score of always answering the commonest label; "" where there are none
     verdict: list[str]
     pairs: list[Versus]
+    pairs_note: str  # where they are judged by another score than the table's
     charts: list[tradeoffs.Chart]
     num_test: int
     note: str
@@ -68,6 +69,7 @@ def table(db: Session, experiment: Experiment) -> Table:
         "" if found.majority is None else formats.percent(found.majority),
         verdict.of(found, experiment.task),
         [_versus(found, pair) for pair in found.pairs],
+        scores.BY_SINGLE.get(found.metric, ""),
         tradeoffs.charts(found, scores.METRICS[experiment.task][found.metric]),
         found.num_test,
         _note(experiment.task, found),
