@@ -151,6 +151,7 @@ def test_the_report_stands_alone(browser: TestClient, of: Experiment) -> None:
     said = _text(page)
     for words in (
         "Best answers:", "Always the commonest label", "Every two models", "Learning rate",
+        "Saved with the tokenizer",
         "Classify as one of {{labels}}.", "Seed 1", "10 / 10 / 300", "What is taken for what",
     ):  # fmt: skip
         assert words in said

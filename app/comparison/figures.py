@@ -35,7 +35,7 @@ class Row(NamedTuple):
     trainable: int | None = None
     total: int | None = None
     share: float | None = None  # trainable / total
-    size_bytes: int | None = None  # of what is saved
+    size_bytes: int | None = None  # of what is saved, the tokenizer with it
     device: str | None = None
     forecast: dict[str, float | None] = {}  # noqa: RUF012 - as told before the run began
 
