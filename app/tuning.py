@@ -19,6 +19,7 @@ from app import (
     experiments,
     methods,
     naming,
+    overlap,
     prompts,
     runs,
     storage,
@@ -88,8 +89,10 @@ class Result(NamedTuple):
                 _shown(row.trainable, "{:,}"),
                 _shown(row.size_bytes and row.size_bytes / 1e6, "{:.1f} MB"),
             )
+        said = [overlap.words(self.comparison.num_trained_on, self.comparison.num_test)]
         if self.comparison.majority is not None:
-            made.caption = f"Always the commonest label: {self.comparison.majority:.3f}"
+            said.insert(0, f"Always the commonest label: {self.comparison.majority:.3f}")
+        made.caption = "\n".join(filter(None, said))
         return made
 
 

@@ -171,7 +171,7 @@ FLOORS: list[set[str]] = [
         "valkey",
     },
     {"snapshots", "datasets", "naming"},
-    {"questions", "capacity", "lengths", "rehearsals"},
+    {"questions", "capacity", "lengths", "rehearsals", "overlap"},
     {"draws"},
     {"arithmetic", "calibration"},
     {"forecast"},

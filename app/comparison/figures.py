@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy.orm import Session
 
-from app import calibration, datasets, methods, naming
+from app import calibration, datasets, methods, naming, overlap
 from app.comparison import baselines, certainty, pairs, scores
 from app.comparison.intervals import Interval
 from app.comparison.pairs import Finished, Pair
@@ -57,6 +57,7 @@ class Comparison(NamedTuple):
     pairs: list[Pair]  # of all that has finished
     num_test: int
     majority: float | None  # classification: the score of always answering the commonest label
+    num_trained_on: int | None  # test examples whose input stands in the training part, too
 
     @property
     def labels(self) -> dict[str, str]:
@@ -78,7 +79,8 @@ def compare(db: Session, experiment: Experiment) -> Comparison:
         finished.insert(0, Finished("base", base.key, base.created_at))
     judged = pairs.judge(db, finished, test, right_or_wrong=metric in scores.RIGHT_OR_WRONG)
     rows = [_with_score(row, metric, judged.intervals.get(row.key)) for row in rows]
-    return Comparison(metric, rows, judged.pairs, len(test), _majority(experiment))
+    known = overlap.count(experiment.dataset, experiment.split)
+    return Comparison(metric, rows, judged.pairs, len(test), _majority(experiment), known)
 
 
 def as_dict(found: Comparison) -> dict[str, Any]:

@@ -41,6 +41,7 @@ def _page(db: Any, draft: drafts.Draft) -> dict[str, Any]:
     page = drafts.page(db, draft)
     return page | {
         "preview": previews.of(draft.sent, page),
+        "overlap": previews.overlapping(draft.sent, page["dataset"]),
         "outlooks": outlooks.of(db, draft.sent, page),
     }
 
