@@ -1,6 +1,6 @@
 """What a run is called among the runs of its experiment: its method, and what sets it apart from others of it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sqlalchemy import select
@@ -48,6 +48,15 @@ def stored(db: Session, experiment_ids: Iterable[str]) -> dict[str, str]:
     query = select(*parts, Experiment.seed).join(Experiment, Run.experiment_id == Experiment.id)
     found = db.execute(query.where(Run.experiment_id.in_(set(experiment_ids))))
     return _names(_Plain(*row) for row in found)
+
+
+def planned(wanted: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
+    """What runs that are not stored yet are called among each other: methods and parameters."""
+    found = _names(
+        _Plain(str(place), "", *one, created_at=0.0, position=place, seed=0)
+        for place, one in enumerate(wanted)
+    )
+    return [found[str(place)] for place in range(len(wanted))]
 
 
 def _names(runs: Iterable[_Plain]) -> dict[str, str]:

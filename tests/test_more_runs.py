@@ -107,6 +107,8 @@ def test_the_rules_of_admission_are_the_same(db: Session, ready: Ready) -> None:
     with pytest.raises(Invalid, match="fits no tuning worker") as problem:
         more_runs.add(db, of.id, "lora", {})
     assert problem.value.field == "override"
+    with pytest.raises(Invalid, match="LoRA · rank 64: it needs about"):
+        more_runs.add(db, of.id, "lora", {}, vary="rank", values=[32, 64])
     [run] = more_runs.add(db, of.id, "lora", {}, override=True)
     assert run.forecast["override"]
     base = ready[0]
