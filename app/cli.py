@@ -1,7 +1,6 @@
-"""The command line: `studio up | web | worker | tune | doctor | backup | receipt | verify` and more."""
+"""The command line: `studio up | web | worker | tune | add | doctor | backup | receipt | verify` and more."""
 
 import contextlib
-import json
 import os
 import socket
 import sys
@@ -10,13 +9,13 @@ from enum import StrEnum
 from typing import Annotated, TypeVar
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
 from sqlalchemy.exc import SQLAlchemyError
 
 from app import (
     backups,
     base_models,
+    commands,
     database,
     doctor,
     holdings,
@@ -26,7 +25,6 @@ from app import (
     restores,
     storage,
     supervisor,
-    tuning,
     workers,
     zips,
 )
@@ -36,7 +34,7 @@ from app.settings import settings
 
 T = TypeVar("T")
 cli = typer.Typer(add_completion=False, no_args_is_help=True, help="Tuning Studio.")
-notes = Console(stderr=True)  # what is said; results alone go to standard output
+notes = commands.notes
 
 
 class Kind(StrEnum):
@@ -106,43 +104,8 @@ def _become(module: str, *arguments: str) -> None:
     os.execv(sys.executable, [sys.executable, "-m", module, *arguments])
 
 
-@cli.command()
-def tune(
-    data: Annotated[str, typer.Argument(help="JSON, JSONL or CSV file with input and output.")],
-    methods: Annotated[str, typer.Option(help="Methods, separated by commas.")] = (
-        "prompt_tuning,lora,qlora,full"
-    ),
-    base: Annotated[
-        str, typer.Option(help="Base model: name or id; the default one if empty.")
-    ] = "",
-    task: Annotated[str, typer.Option(help="Task; found from the data if empty.")] = "",
-    template: Annotated[str, typer.Option(help="Template with {{input}}.")] = "",
-    name: Annotated[str, typer.Option(help="Name of the experiment.")] = "",
-    seed: Annotated[int, typer.Option(help="Seed of split and training.")] = 1,
-    set: Annotated[
-        list[str] | None, typer.Option(help="A parameter, such as lora.rank=8; repeatable.")
-    ] = None,
-    watch: Annotated[
-        list[str] | None, typer.Option(help="An input to answer while the runs learn; repeatable.")
-    ] = None,
-    override: Annotated[
-        bool, typer.Option(help="Start what fits no tuning worker that is alive, too.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
-) -> None:
-    """Tune DATA by several methods and print the comparison. Exit code 0: every run succeeded."""
-    try:
-        asked = (data, methods, base, task, template, name, seed, set or [], override)
-        question = tuning.Question(*asked, tuple(watch or ()))
-        result = tuning.tune(question, notes)
-    except StudioError as error:
-        notes.print(error.message, style="red", highlight=False, markup=False)
-        raise typer.Exit(2) from None
-    if as_json:
-        print(json.dumps(result.as_dict(), ensure_ascii=False, indent=2))
-    else:
-        Console().print(result.table())
-    raise typer.Exit(0 if result.succeeded else 1)
+cli.command()(commands.tune)
+cli.command()(commands.add)
 
 
 @cli.command("doctor")

@@ -1,13 +1,28 @@
 """What a run is called among the runs of its experiment: its method, and what sets it apart from others of it."""
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from app import methods
-from app.tables import Run
+from app.tables import Experiment, Run
 
 MOST_PARTS = 3  # that a name lists
 LONGEST_VALUE = 24  # characters
+
+
+class _Plain(NamedTuple):
+    """What the name of a run is made of."""
+
+    id: str
+    experiment_id: str
+    method: str
+    params: Mapping[str, Any]
+    created_at: float
+    position: float
+    seed: int  # its experiment's
 
 
 def name(run: Run) -> str:
@@ -18,10 +33,37 @@ def name(run: Run) -> str:
 
 def names(runs: Iterable[Run]) -> dict[str, str]:
     """The names of an experiment's runs by id; no two are equal."""
-    by_method: dict[str, list[Run]] = {}
+    return _names(
+        _Plain(
+            *(run.id, run.experiment_id, run.method, run.params, run.created_at, run.position),
+            run.experiment.seed,
+        )
+        for run in runs
+    )
+
+
+def stored(db: Session, experiment_ids: Iterable[str]) -> dict[str, str]:
+    """The names of all runs of these experiments by id, found without reading anything else of them."""
+    parts = (Run.id, Run.experiment_id, Run.method, Run.params, Run.created_at, Run.position)
+    query = select(*parts, Experiment.seed).join(Experiment, Run.experiment_id == Experiment.id)
+    found = db.execute(query.where(Run.experiment_id.in_(set(experiment_ids))))
+    return _names(_Plain(*row) for row in found)
+
+
+def planned(wanted: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
+    """What runs that are not stored yet are called among each other: methods and parameters."""
+    found = _names(
+        _Plain(str(place), "", *one, created_at=0.0, position=place, seed=0)
+        for place, one in enumerate(wanted)
+    )
+    return [found[str(place)] for place in range(len(wanted))]
+
+
+def _names(runs: Iterable[_Plain]) -> dict[str, str]:
+    groups: dict[tuple[str, str], list[_Plain]] = {}
     for run in runs:
-        by_method.setdefault(run.method, []).append(run)
-    return {key: text for alike in by_method.values() for key, text in _told_apart(alike)}
+        groups.setdefault((run.experiment_id, run.method), []).append(run)
+    return {key: text for alike in groups.values() for key, text in _told_apart(alike)}
 
 
 def settings(run: Run) -> dict[str, Any]:
@@ -47,12 +89,12 @@ def differences(
     ]
 
 
-def _told_apart(alike: list[Run]) -> Iterable[tuple[str, str]]:
+def _told_apart(alike: list[_Plain]) -> Iterable[tuple[str, str]]:
     """Of runs of one method: each parameter in which they differ, with the run's value."""
     method = methods.get(alike[0].method)
     if len(alike) == 1:
         return [(alike[0].id, method.label)]
-    found = {run.id: settings(run) for run in alike}
+    found = {run.id: settled(run.method, run.params, run.seed) for run in alike}
     differ = [
         key
         for key in _ordered(method.key)

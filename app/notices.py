@@ -12,7 +12,7 @@ import httpx
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from app import database, runs
+from app import database, naming, runs
 from app.settings import settings
 from app.tables import Experiment, Notice, Run
 
@@ -77,6 +77,7 @@ def _body(db: Session, notice: Notice) -> dict[str, Any]:
         "run": {
             "id": run.id,
             "method": run.method,
+            "name": naming.name(run),
             "state": run.state,
             "error": run.error,
             "started_at": run.started_at,
@@ -92,13 +93,15 @@ def _body(db: Session, notice: Notice) -> dict[str, Any]:
 def _experiment(experiment: Experiment, run: Run) -> dict[str, Any]:
     """`ended` is said with the last of its runs, and only then."""
     last = max(experiment.runs, key=lambda one: (one.finished_at or 0.0, one.id))
+    names = naming.names(experiment.runs)
     over = all(one.state in runs.FINAL for one in experiment.runs)
     return {
         "id": experiment.id,
         "name": experiment.name,
         "ended": over and last.id == run.id,
         "runs": [
-            {"id": one.id, "method": one.method, "state": one.state} for one in experiment.runs
+            {"id": one.id, "method": one.method, "name": names[one.id], "state": one.state}
+            for one in experiment.runs
         ],
     }
 

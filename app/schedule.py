@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from app import capacity, misfits, order, runs, workers
+from app import capacity, misfits, naming, order, runs, workers
 from app.capacity import Room, Taken
 from app.settings import settings
 from app.tables import Experiment, Run, Worker
@@ -27,6 +27,7 @@ class Line(NamedTuple):
     experiment_id: str
     experiment: str
     method: str
+    name: str  # of the run among those of its experiment
     state: str
     phase: str
     step: int
@@ -116,8 +117,8 @@ def show(db: Session, page: int = 1) -> Schedule:
     running, benches = _at_work(held, tuners)
     waiting = _waiting(rows, first + 1, benches, timed=not held_since and page <= MOST_PAGES)
     return Schedule(
-        running,
-        waiting[-PAGE if len(rows) % PAGE == 0 else -(len(rows) % PAGE) :],
+        _named(db, running),
+        _named(db, waiting[-PAGE if len(rows) % PAGE == 0 else -(len(rows) % PAGE) :]),
         counts.get("queued", 0),
         counts.get("paused", 0) + counts.get("waiting", 0),
         held_since,
@@ -125,6 +126,11 @@ def show(db: Session, page: int = 1) -> Schedule:
         page,
         pages,
     )
+
+
+def _named(db: Session, lines: Sequence[Line]) -> list[Line]:
+    names = naming.stored(db, {line.experiment_id for line in lines})
+    return [line._replace(name=names[line.id]) for line in lines]
 
 
 def _takes(row: Any, gpu: bool) -> Taken:
@@ -193,6 +199,7 @@ def _line(row: Any, place: int, takes: Taken) -> Line:
         row.experiment_id,
         row.name,
         row.method,
+        "",
         row.state,
         row.phase,
         row.step,

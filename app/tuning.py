@@ -19,6 +19,7 @@ from app import (
     experiments,
     methods,
     naming,
+    overlap,
     prompts,
     runs,
     storage,
@@ -28,6 +29,7 @@ from app.comparison import figures
 from app.errors import Invalid, Unavailable
 from app.tables import BaseModel, Dataset, Experiment, Run
 
+COLUMNS = ("validation loss", "time", "peak memory", "trained", "saved")
 MOST_LABELS = 100  # more distinct outputs than this are no labels
 
 
@@ -51,35 +53,30 @@ class Result(NamedTuple):
 
     experiment: Experiment
     comparison: figures.Comparison
+    started: list[str]  # the runs that were asked for
 
     @property
     def succeeded(self) -> bool:
-        """Whether every run did."""
-        return all(run.state == "succeeded" for run in self.experiment.runs)
+        """Whether each run that was asked for did."""
+        mine = {run.id: run.state for run in self.experiment.runs}
+        return all(mine.get(run_id) == "succeeded" for run_id in self.started)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
+        names = self.comparison.labels
         return {
             "experiment": self.experiment.id,
             "name": self.experiment.name,
             "succeeded": self.succeeded,
-            "errors": {run.method: run.error for run in self.experiment.runs if run.error},
+            "started": self.started,
+            "errors": {names[run.id]: run.error for run in self.experiment.runs if run.error},
             **figures.as_dict(self.comparison),
         }
 
     def table(self) -> Table:
         """For the terminal."""
         made = Table(title=f"{self.experiment.name}: {self.comparison.num_test} test examples")
-        for column in (
-            "",
-            "state",
-            self.comparison.metric,
-            "validation loss",
-            "time",
-            "peak memory",
-            "trained",
-            "saved",
-        ):
+        for column in ("", "state", self.comparison.metric, *COLUMNS):
             made.add_column(column, justify="left" if column in {"", "state"} else "right")
         for row in self.comparison.rows:
             made.add_row(
@@ -92,8 +89,10 @@ class Result(NamedTuple):
                 _shown(row.trainable, "{:,}"),
                 _shown(row.size_bytes and row.size_bytes / 1e6, "{:.1f} MB"),
             )
+        said = [overlap.words(self.comparison.num_trained_on, self.comparison.num_test)]
         if self.comparison.majority is not None:
-            made.caption = f"Always the commonest label: {self.comparison.majority:.3f}"
+            said.insert(0, f"Always the commonest label: {self.comparison.majority:.3f}")
+        made.caption = "\n".join(filter(None, said))
         return made
 
 
@@ -105,20 +104,26 @@ def tune(question: Question, notes: Console) -> Result:
     """Create the experiment, follow its runs to their end, and compare them."""
     chosen = _chosen(question)
     _check(question)
-    with _studio(notes):
+    with studio(notes):
         with database.session() as db:
             experiment = _create(db, question, chosen)
+            names = naming.stored(db, [experiment.id])
         notes.print(f"Experiment {experiment.id}: {experiment.name}", highlight=False, markup=False)
         for run in experiment.runs:
-            notes.print(_forecast(run), highlight=False, markup=False)
-        _follow(experiment, notes)
-        with database.reading() as db:
-            experiment = experiments.get(db, experiment.id)
-            return Result(experiment, figures.compare(db, experiment))
+            notes.print(told(run, names[run.id]), highlight=False, markup=False)
+        return finish(experiment.id, names, notes)
+
+
+def finish(experiment_id: str, names: dict[str, str], notes: Console) -> Result:
+    """Follow the runs of these names to their end, and compare all that the experiment has."""
+    _follow(experiment_id, names, notes)
+    with database.reading() as db:
+        experiment = experiments.get(db, experiment_id)
+        return Result(experiment, figures.compare(db, experiment), list(names))
 
 
 @contextlib.contextmanager
-def _studio(notes: Console) -> Iterator[None]:
+def studio(notes: Console) -> Iterator[None]:
     """The studio that runs on this home folder, or else workers of our own meanwhile."""
     if supervisor.is_running():
         notes.print(f"Using the studio that runs on {storage.home()}.", highlight=False)
@@ -163,14 +168,14 @@ def _create(db: Session, question: Question, chosen: dict[str, dict[str, Any]]) 
     )
 
 
-def _forecast(run: Run) -> str:
+def told(run: Run, label: str) -> str:
     """What a run will take, in a line."""
-    label, told = methods.get(run.method).label, run.forecast
-    if not told:
+    known = run.forecast
+    if not known:
         return f"{label}: no forecast, as the base model's shapes are not known."
-    gpu = told["device_kind"] == calibration.GPU
-    need = (told["gpu_memory_mb"] if gpu else told["memory_mb"]) / 1000
-    low, high = (told[name] / 60 for name in ("seconds_low", "seconds_high"))
+    gpu = known["device_kind"] == calibration.GPU
+    need = known["gpu_memory_mb" if gpu else "memory_mb"] / 1000
+    low, high = (known[name] / 60 for name in ("seconds_low", "seconds_high"))
     return f"{label}: about {need:.1f} GB of memory, {low:.1f} to {high:.1f} min."
 
 
@@ -220,7 +225,7 @@ def _base_model(db: Session, name: str) -> BaseModel:
     return added
 
 
-def _follow(experiment: Experiment, notes: Console) -> None:
+def _follow(experiment_id: str, names: dict[str, str], notes: Console) -> None:
     columns = (
         TextColumn("{task.description:<17}"),
         BarColumn(),
@@ -229,14 +234,14 @@ def _follow(experiment: Experiment, notes: Console) -> None:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=notes) as progress:
-        names = naming.names(experiment.runs)
         bars = {
-            run.id: progress.add_task(names[run.id], total=None, doing="queued")
-            for run in experiment.runs
+            run_id: progress.add_task(name, total=None, doing="queued")
+            for run_id, name in names.items()
         }
         while True:
             with database.reading() as db:
-                latest = experiments.get(db, experiment.id).runs
+                every = experiments.get(db, experiment_id).runs
+            latest = [run for run in every if run.id in bars]
             for run in latest:
                 doing = run.phase or run.state
                 progress.update(bars[run.id], total=run.num_steps, completed=run.step, doing=doing)

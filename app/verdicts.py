@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy.orm import Session
 
-from app import base_models, capacity, forecast, lengths, methods, workers
+from app import base_models, capacity, forecast, lengths, methods, naming, workers
 from app.capacity import Room
 from app.errors import Invalid
 from app.forecast import Given
@@ -140,10 +140,11 @@ def check(
     """Raises Invalid, field "override", if one of the runs fits no tuning worker that is alive."""
     found = places(db)
     said = []
-    for (key, params), known in zip(wanted, told, strict=True):
+    names = naming.planned(wanted)
+    for name, (key, params), known in zip(names, wanted, told, strict=True):
         verdict = judge(db, asked, key, params, known, found)
         if verdict.key == TOO_LARGE:
-            said.append(f"{methods.get(key).label}: {why(verdict, params)} {verdict.advice}")
+            said.append(f"{name}: {why(verdict, params)} {verdict.advice}")
     if said:
         raise Invalid(
             "Nothing was started, because this fits no tuning worker that is alive. "

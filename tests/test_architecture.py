@@ -171,7 +171,7 @@ FLOORS: list[set[str]] = [
         "valkey",
     },
     {"snapshots", "datasets", "naming"},
-    {"questions", "capacity", "lengths", "rehearsals"},
+    {"questions", "capacity", "lengths", "rehearsals", "overlap"},
     {"draws"},
     {"arithmetic", "calibration"},
     {"forecast"},
@@ -202,7 +202,8 @@ FLOORS: list[set[str]] = [
         "leftovers",
     },
     {"model_cards", "receipt_files"},
-    {"supervisor", "tuning", "backups", "restores", "doctor", "holdings", "receipts"},
+    {"supervisor", "tuning", "adding", "backups", "restores", "doctor", "holdings", "receipts"},
+    {"commands"},
     {"cli", "web."},
 ]
 SAME_FLOOR = {
@@ -230,6 +231,7 @@ SAME_FLOOR = {
     ("doctor", "supervisor"),  # whether there should be a broker
     ("restores", "supervisor"),  # not while a studio runs
     ("restores", "backups"),  # what a backup looks like
+    ("adding", "tuning"),  # it follows runs the same way
     ("tuning", "supervisor"),  # `studio tune` starts workers of its own if none run
 }
 

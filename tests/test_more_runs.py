@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from app import experiments, methods, more_runs, naming, runs
 from app.comparison import spread
 from app.errors import Conflict, Invalid, NotFound
-from app.tables import BaseModel, Dataset, Experiment, Run
+from app.tables import Answer, BaseModel, Dataset, Experiment, Run, Sample, Vote
 from app.web import forms
 from tests import factories, web
 from tests.test_web_forecast import ready as ready
@@ -107,6 +107,8 @@ def test_the_rules_of_admission_are_the_same(db: Session, ready: Ready) -> None:
     with pytest.raises(Invalid, match="fits no tuning worker") as problem:
         more_runs.add(db, of.id, "lora", {})
     assert problem.value.field == "override"
+    with pytest.raises(Invalid, match="LoRA · rank 64: it needs about"):
+        more_runs.add(db, of.id, "lora", {}, vary="rank", values=[32, 64])
     [run] = more_runs.add(db, of.id, "lora", {}, override=True)
     assert run.forecast["override"]
     base = ready[0]
@@ -157,6 +159,48 @@ def test_parameters_of_an_older_version_count_as_the_defaults(db: Session) -> No
     old = {name: value for name, value in one.params.items() if name not in ("seed", "rank")}
     factories.run(db, of, params=old)
     assert _names(db, of) == ["LoRA", "LoRA (2)"]
+
+
+def test_every_place_names_the_run_and_not_its_method_alone(
+    db: Session, browser: TestClient
+) -> None:
+    of = factories.experiment(db, watch=["Where is it?"])
+    old = _scored(db, of, 0.5, rank=16)
+    new = _scored(db, of, 0.75, rank=32)
+    params = [methods.get("lora").schema(rank=rank).model_dump() for rank in (8, 4)]
+    running = factories.run(db, of, params=params[0], state="running")
+    queued = factories.run(db, of, params=params[1])
+    db.add(Vote(experiment_id=of.id, row=of.split["test"][0], shown=[[old.id], [new.id]], choice=1))
+    for run, text in ((old, "refund"), (new, "account")):
+        db.add(Answer(owner=run.id, row=of.split["test"][0], text=text, score=1.0))
+        db.add(Sample(run_id=run.id, step=0, place=0, attempt=1, text="In the post."))
+    db.commit()
+    one = f"/experiments/{of.id}"
+    trained, at_work = {"LoRA · rank 16", "LoRA · rank 32"}, {"LoRA · rank 8", "LoRA · rank 4"}
+    for path, names in {
+        "/": {"LoRA · rank 32", "LoRA · rank 8"},  # the best one, and what runs
+        "/queue": at_work,
+        "/experiments": trained | at_work,
+        "/tuned-models": trained,
+        f"/tuned-models/{new.id}": {"LoRA · rank 32"},
+        f"/runs/{new.id}": {"LoRA · rank 32"},
+        f"/playground?experiment={of.id}": trained,
+        one: trained | at_work,
+        f"{one}/samples": trained | at_work,
+        f"{one}/answers": trained,
+        f"{one}/classes": trained,
+        f"{one}/vote/result": trained,
+        f"{one}/report": trained | at_work,
+        f"/compare?runs={old.id},{new.id}": trained,
+    }.items():
+        page = _text(browser.get(path).text)
+        assert not {name for name in names if name not in page}, path
+        assert not re.search("LoRA(?! (·|with|keeps|trains))", page), path
+    lines = browser.get("/api/queue").json()
+    assert [line["name"] for line in lines["running"] + lines["queued"]] == [
+        naming.name(run) for run in (running, queued)
+    ]
+    assert browser.get(f"/api/tuned-models/{new.id}").json()["name"] == "LoRA · rank 32"
 
 
 # --- The luck of training ---------------------------------------------------------------------

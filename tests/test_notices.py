@@ -96,11 +96,13 @@ def test_a_run_that_ends_is_told_of_with_what_came_of_it(
     body = json.loads(content)
     assert body["event"] == "run.ended"
     assert body["run"]["state"] == "succeeded"
+    assert body["run"]["name"] == "LoRA"
     assert body["run"]["scores"] == {"accuracy": 0.5}
     assert (body["experiment"]["name"], body["experiment"]["ended"]) == (of.name, False)
     last = json.loads(second)
     assert (last["run"]["state"], last["experiment"]["ended"]) == ("cancelled", True)
     assert {run["state"] for run in last["experiment"]["runs"]} == {"succeeded", "cancelled"}
+    assert {run["name"] for run in last["experiment"]["runs"]} == {"LoRA", "Full fine tuning"}
     assert {one.state for one in _stored(any_db)} == {"sent"}
     assert headers["X-Studio-Delivery"] == body["id"] != last["id"]
 

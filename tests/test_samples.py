@@ -1,6 +1,7 @@
 """Answers while a run learns: taken beside the training, which they change in nothing."""
 
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -297,6 +298,10 @@ def test_the_form_the_api_and_the_pages(db: Session) -> None:
         page = client.get(f"/experiments/{key}/samples").text
         for text in ("&lt;b&gt;Why", "&lt;i&gt;10 1", "50 %", "LoRA"):
             assert text in page
+        for path in (f"/runs/{run.id}", f"/experiments/{key}/samples"):
+            again = re.findall(r'hx-get="([^"]+seen=[^"]+)"', client.get(path).text)
+            assert [client.get(one).status_code for one in again] == [204]
+            assert "&lt;i&gt;10 1" in client.get(again[0].partition("?")[0]).text
         assert client.get(f"/api/runs/{run.id}/samples").json() == [
             {"step": 0, "texts": ["<i>0 0", "<i>0 1"]},
             {"step": 10, "texts": ["<i>10 0", "<i>10 1"]},

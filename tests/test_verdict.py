@@ -35,7 +35,9 @@ def test_a_crippled_method_gets_the_right_verdict(any_db: Session) -> None:
     assert "it is better than Prompt tuning by" in said
     assert "Prompt tuning is not shown to be better than always answering the commonest" in said
     assert "Least memory: Prompt tuning, 400.0 MB at the peak, at the price of answers" in said
-    assert "Smallest: Prompt tuning, 10.0 kB saved, at the price of answers" in said
+    assert (
+        "Smallest: Prompt tuning, 10.0 kB saved with the tokenizer, at the price of answers" in said
+    )
     assert said.endswith(verdict.SEED)
     seen = {pair: words for pair, words in _words(found).items() if "no difference" not in words}
     assert {other for _, other in seen} == {"base", "prompt_tuning"}

@@ -169,7 +169,7 @@ def test_the_command_line_asks_for_the_same_word(db: Session, tmp_path: Path) ->
     db.rollback()
     made = tuning._create(db, asked._replace(override=True), {"full": {}})
     assert made.runs[0].forecast["override"]
-    said = tuning._forecast(made.runs[0])
+    said = tuning.told(made.runs[0], "Full fine tuning")
     assert re.fullmatch(
         r"Full fine tuning: about \d\.\d GB of memory, [\d.]+ to [\d.]+ min\.", said
     )

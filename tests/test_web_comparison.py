@@ -11,7 +11,8 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from app import storage
-from app.comparison import classes, figures, pairs
+from app.comparison import baselines, classes, figures, pairs
+from app.comparison.baselines import Given
 from app.tables import Experiment
 from app.web import tradeoffs
 from tests import answered, factories, web
@@ -108,6 +109,29 @@ def test_choices_among_the_labels_are_shown(browser: TestClient, db: Session) ->
     assert re.search(r"Accuracy of LoRA: [56]\d\.\d %", page)
 
 
+def test_what_pairs_of_chrf_compare_is_said(browser: TestClient, db: Session) -> None:
+    words = "compared by the mean chrF of their single answers"
+    for task, metric, is_said in (("generation", "chrf", True), ("summarization", "rougeL", False)):
+        of = factories.experiment(db, task=task, labels=[])
+        # Pooled, and so no mean of the answers' scores: its interval cannot be told from them.
+        stored = {"metrics": {metric: 0.9}, "primary": metric}
+        for method, score in (("lora", 0.25), ("full", 0.75)):
+            run = factories.tuned(db, of, method=method, scores=stored)
+            baselines.store_answers(
+                db, run.id, [Given(row, "text", score, 1.0) for row in of.split["test"]]
+            )
+        db.commit()
+        for path in (f"/experiments/{of.id}", f"/experiments/{of.id}/report"):
+            page = _text(browser.get(path).text)
+            assert "Full fine tuning is better than LoRA by 50.0 points" in page
+            assert (words in page) == is_said, path
+        told = browser.get(f"/api/experiments/{of.id}/comparison").json()
+        assert (words in told["pairs_note"]) == is_said
+        assert [row["interval"] is None for row in told["rows"][1:]] == [is_said] * 2
+        page = _text(browser.get(f"/compare?experiment={of.id}").text)
+        assert ("pooled over all texts" in page) == is_said
+
+
 def test_before_anything_is_answered(browser: TestClient, db: Session) -> None:
     of = factories.experiment(db)
     factories.run(db, of)
@@ -127,6 +151,7 @@ def test_the_report_stands_alone(browser: TestClient, of: Experiment) -> None:
     said = _text(page)
     for words in (
         "Best answers:", "Always the commonest label", "Every two models", "Learning rate",
+        "Saved with the tokenizer",
         "Classify as one of {{labels}}.", "Seed 1", "10 / 10 / 300", "What is taken for what",
     ):  # fmt: skip
         assert words in said

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy.orm import Session
 
-from app import calibration, datasets, methods, naming
+from app import calibration, datasets, methods, naming, overlap
 from app.comparison import baselines, certainty, pairs, scores
 from app.comparison.intervals import Interval
 from app.comparison.pairs import Finished, Pair
@@ -35,7 +35,7 @@ class Row(NamedTuple):
     trainable: int | None = None
     total: int | None = None
     share: float | None = None  # trainable / total
-    size_bytes: int | None = None  # of what is saved
+    size_bytes: int | None = None  # of what is saved, the tokenizer with it
     device: str | None = None
     forecast: dict[str, float | None] = {}  # noqa: RUF012 - as told before the run began
 
@@ -57,6 +57,7 @@ class Comparison(NamedTuple):
     pairs: list[Pair]  # of all that has finished
     num_test: int
     majority: float | None  # classification: the score of always answering the commonest label
+    num_trained_on: int | None  # test examples whose input stands in the training part, too
 
     @property
     def labels(self) -> dict[str, str]:
@@ -78,7 +79,8 @@ def compare(db: Session, experiment: Experiment) -> Comparison:
         finished.insert(0, Finished("base", base.key, base.created_at))
     judged = pairs.judge(db, finished, test, right_or_wrong=metric in scores.RIGHT_OR_WRONG)
     rows = [_with_score(row, metric, judged.intervals.get(row.key)) for row in rows]
-    return Comparison(metric, rows, judged.pairs, len(test), _majority(experiment))
+    known = overlap.count(experiment.dataset, experiment.split)
+    return Comparison(metric, rows, judged.pairs, len(test), _majority(experiment), known)
 
 
 def as_dict(found: Comparison) -> dict[str, Any]:
@@ -93,7 +95,9 @@ def as_dict(found: Comparison) -> dict[str, Any]:
         }
         for pair in found.pairs
     ]
-    return found._asdict() | {"rows": [row._asdict() for row in found.rows], "pairs": told}
+    rows = [row._asdict() for row in found.rows]
+    by = scores.BY_SINGLE.get(found.metric, "")
+    return found._asdict() | {"rows": rows, "pairs": told, "pairs_note": by}
 
 
 def ordered(experiment: Experiment) -> list[Run]:
@@ -168,7 +172,8 @@ def _with_score(row: Row, metric: str, interval: Interval | None) -> Row:
     found = row.metrics.get(metric)
     if found is None:
         return row
-    known = row.intervals.get(metric) or interval
+    usual = None if metric in scores.BY_SINGLE else interval  # which is of another figure
+    known = row.intervals.get(metric) or usual
     return row._replace(score=found, interval=known)
 
 

@@ -31,6 +31,11 @@ NORMALISED = {
     "extraction": "Fields count without case, quotes and end marks; their order does not matter",
     "question_answering": "Case, punctuation and a, an, the do not count, as SQuAD has it",
 }
+# Tests of two models need a score of each example; where the table's is pooled they are of another.
+BY_SINGLE = {
+    "chrf": "The table's chrF is pooled over all texts; two models are compared by the mean chrF of "
+    "their single answers, so that a difference here need not be that of the table"
+}
 _QUOTES = "\"'`*\u201c\u201d\u2018\u2019\u00ab\u00bb"  # straight, curly and angled
 _FENCED = re.compile(r"```(?:json)?\s*(.*?)\s*(?:```|$)", re.DOTALL)
 

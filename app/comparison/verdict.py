@@ -190,5 +190,10 @@ WISHES = (
         lambda value: f"{_seconds(value)} of training",
         True,
     ),
-    Wish("Smallest", lambda row: row.size_bytes, lambda value: f"{_bytes(value)} saved", False),
+    Wish(
+        "Smallest",
+        lambda row: row.size_bytes,
+        lambda value: f"{_bytes(value)} saved with the tokenizer",
+        False,
+    ),
 )

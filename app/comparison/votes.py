@@ -1,9 +1,9 @@
-"""Blind votes: which answer is best, asked without saying whose it is, and what the votes add up to."""
+"""Blind votes: which answer is best, asked without saying whose it is, of each voter by name."""
 
+import unicodedata
 from collections.abc import Sequence
 from hashlib import sha256
-from itertools import combinations
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from sqlalchemy import delete, func, select
 from sqlalchemy.exc import IntegrityError
@@ -11,11 +11,11 @@ from sqlalchemy.orm import Session
 
 from app.comparison import explorer
 from app.comparison.explorer import Model
-from app.comparison.intervals import wilson
 from app.errors import Conflict, Invalid
 from app.tables import Answer, Experiment, Vote
 
 SPACE = " \t\r\n"  # around an answer it makes no difference
+MOST_NAME = 40  # characters of a voter's name
 
 
 class Ballot(NamedTuple):
@@ -33,43 +33,19 @@ class Ballot(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """How many examples have been voted on, of those whose answers differ."""
+    """How many examples a voter has voted on, of those whose answers differ."""
 
     done: int
     total: int
 
 
-class Share(NamedTuple):
-    """A model's votes: won of those in which it stood, with the interval of that share."""
-
-    key: str
-    label: str
-    method: str
-    won: int
-    shown: int
-    low: float
-    high: float
-
-
-class Pair(NamedTuple):
-    """Votes that decide between two models, those that the first won, and the interval of its share."""
-
-    first: str
-    second: str
-    won: int
-    decided: int
-    low: float
-    high: float
-
-
-class Result(NamedTuple):
-    """What all votes on an experiment add up to. `ties`: votes for none."""
-
-    votes: int
-    ties: int
-    total: int
-    models: list[Share]
-    pairs: list[Pair]
+def voter(text: str) -> str:
+    """A voter's name as it is kept; without one a vote is everybody's. Raises Invalid."""
+    letters = unicodedata.normalize("NFC", " ".join(text.split()))
+    name = "".join(letter for letter in letters if letter.isprintable()).strip()
+    if len(name) > MOST_NAME:
+        raise Invalid(f"A voter's name has at most {MOST_NAME} characters.", field="voter")
+    return name
 
 
 def rows(db: Session, found: Sequence[Model]) -> list[int]:
@@ -111,7 +87,7 @@ def ballot(db: Session, experiment: Experiment, found: Sequence[Model], row: int
 def cast(
     db: Session, experiment: Experiment, row: int, choice: int, mark: str, voter: str = ""
 ) -> None:
-    """Keep a vote for the answer at this place, from 1; 0: none is best. The first vote stands.
+    """Keep the voter's vote for the answer at this place, from 1; 0: none is best. The first stands.
 
     Raises Invalid, or Conflict if other models have answered since the ballot was shown.
     """
@@ -146,48 +122,6 @@ def undo(db: Session, experiment: Experiment, voter: str = "") -> int | None:
     db.execute(delete(Vote).where(Vote.id == last.id))
     db.commit()
     return row
-
-
-def result(db: Session, experiment: Experiment) -> Result:
-    """Shares of votes won, and pairs where a vote decides; models that are gone are left out."""
-    found = explorer.models(db, experiment)
-    query = select(Vote.shown, Vote.choice).where(Vote.experiment_id == experiment.id)
-    votes = [
-        ({key for group in shown for key in group}, set(shown[choice - 1]) if choice else set())
-        for shown, choice in db.execute(query)
-    ]
-    return Result(
-        len(votes),
-        sum(not won for _, won in votes),
-        len(rows(db, found)),
-        [_share(model, votes) for model in found],
-        [_pair(*two, votes) for two in combinations(found, 2)],
-    )
-
-
-Votes = list[tuple[set[str], set[str]]]  # of each vote the models shown, and those that won
-
-
-def _share(model: Model, votes: Votes) -> Share:
-    shown = sum(model.key in there for there, _ in votes)
-    won = sum(model.key in best for _, best in votes)
-    return Share(model.key, model.label, model.method, won, shown, *wilson(won, shown))
-
-
-def _pair(first: Model, second: Model, votes: Votes) -> Pair:
-    deciding = [
-        first.key in best
-        for there, best in votes
-        if {first.key, second.key} <= there and (first.key in best) != (second.key in best)
-    ]
-    won = sum(deciding)
-    return Pair(first.key, second.key, won, len(deciding), *wilson(won, len(deciding)))
-
-
-def as_dict(found: Result) -> dict[str, Any]:
-    """For JSON."""
-    models = [one._asdict() for one in found.models]
-    return found._asdict() | {"models": models, "pairs": [one._asdict() for one in found.pairs]}
 
 
 def _voted(db: Session, experiment: Experiment, voter: str) -> set[int]:

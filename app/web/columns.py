@@ -6,6 +6,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
+from app import overlap
 from app.comparison import figures, pairs, scores, verdict
 from app.tables import Experiment
 from app.web import formats, measures, tradeoffs
@@ -50,9 +51,11 @@ class Table:
     majority: str  # the score of always answering the commonest label; "" where there are none
     verdict: list[str]
     pairs: list[Versus]
+    pairs_note: str  # where they are judged by another score than the table's
     charts: list[tradeoffs.Chart]
     num_test: int
     note: str
+    warning: str  # of test examples that were trained on; "" where there are none
     measured: bool  # whether there is anything to compare
 
 
@@ -68,9 +71,11 @@ def table(db: Session, experiment: Experiment) -> Table:
         "" if found.majority is None else formats.percent(found.majority),
         verdict.of(found, experiment.task),
         [_versus(found, pair) for pair in found.pairs],
+        scores.BY_SINGLE.get(found.metric, ""),
         tradeoffs.charts(found, scores.METRICS[experiment.task][found.metric]),
         found.num_test,
         _note(experiment.task, found),
+        overlap.words(found.num_trained_on, found.num_test),
         any(row.score is not None for row in found.rows),
     )
 
@@ -125,8 +130,10 @@ def _best(column: Column, rows: Sequence[figures.Row]) -> set[str]:
 
 def _note(task: str, found: figures.Comparison) -> str:
     label = scores.METRICS[task][found.metric]
+    known = f", {found.num_trained_on:,} of which stand in the training part too"
     note = (
-        f"Scores on {found.num_test:,} test examples that no run has trained on. Under each stands "
+        f"Scores on {found.num_test:,} test examples"
+        f"{known if found.num_trained_on else ' that no run has trained on'}. Under each stands "
         f"its 95 % interval. {label} comes first: the task is judged by it."
     )
     return f"{note} {scores.NORMALISED[task]}." if task in scores.NORMALISED else note

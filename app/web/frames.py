@@ -1,11 +1,12 @@
 """Answers while runs learned, moment by moment: of one run by step, of several by share of the training."""
 
 from collections.abc import Sequence
+from hashlib import sha256
 from typing import Any, NamedTuple
 
 from sqlalchemy.orm import Session
 
-from app import samples
+from app import naming, runs, samples
 from app.comparison import figures
 from app.samples import Frame
 from app.tables import Experiment, Run
@@ -21,6 +22,7 @@ class Answer(NamedTuple):
 class Moment(NamedTuple):
     """All answers of one moment: for each watched input one of each run."""
 
+    key: int  # its step, or its share of the training
     label: str
     rows: list[tuple[str, list[Answer]]]
 
@@ -29,10 +31,10 @@ def of_run(db: Session, run: Run) -> dict[str, Any]:
     """For the page of a run."""
     watched = run.experiment.watch
     found = [
-        Moment(f"Step {frame.step:,}", _rows(watched, [frame]))
+        Moment(frame.step, f"Step {frame.step:,}", _rows(watched, [frame]))
         for frame in (samples.frames(db, run) if watched else ())
     ]
-    return {"watched": watched, "moments": found, "columns": [run]}
+    return _shown(watched, found, [(run, naming.name(run))], f"/runs/{run.id}/samples")
 
 
 def of_experiment(db: Session, experiment: Experiment) -> dict[str, Any]:
@@ -46,8 +48,27 @@ def of_experiment(db: Session, experiment: Experiment) -> dict[str, Any]:
     moments = []
     for share in sorted({one for of in shares for one in of}):
         newest = [_newest(of, known, share) for of, known in zip(frames, shares, strict=True)]
-        moments.append(Moment(f"{share} % of the training", _rows(experiment.watch, newest)))
-    return {"watched": experiment.watch, "moments": moments, "columns": shown}
+        moments.append(Moment(share, f"{share} % of the training", _rows(experiment.watch, newest)))
+    names = naming.names(shown)
+    columns = [(run, names[run.id]) for run in shown]
+    again = f"/experiments/{experiment.id}/samples/moments"
+    return _shown(experiment.watch, moments, columns, again)
+
+
+def _shown(
+    watched: Sequence[str], moments: list[Moment], columns: list[tuple[Run, str]], again: str
+) -> dict[str, Any]:
+    """For the template. While a run goes on its page asks `again`, with a mark of what it shows."""
+    going = any(run.state not in runs.FINAL for run, _ in columns)
+    shown = repr((going, moments, [name for _, name in columns]))
+    return {
+        "watched": watched,
+        "moments": moments,
+        "columns": columns,
+        "going": going,
+        "again": again,
+        "seen": sha256(shown.encode()).hexdigest()[:12],
+    }
 
 
 def _share(step: int, num_steps: int) -> int:

@@ -16,7 +16,7 @@ FIGURES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "trainable_parameters": ("Trained parameters", formats.number),
     "total_parameters": ("Parameters in all", formats.number),
     "num_virtual_tokens": ("Virtual tokens", formats.number),
-    "size_bytes": ("Size saved", formats.size),
+    "size_bytes": ("Size saved, with the tokenizer", formats.size),
     "peak_memory_mb": ("Peak memory", formats.memory),
     "tokens_per_second": ("Tokens per second", formats.number),
     "device": ("Device", str),

@@ -98,7 +98,7 @@ COSTS = [
     Column("Trained", "parameters", _get("trainable"), formats.number, "fewest", base=False),
     Column("Share", "of all", _get("share"), _share, base=False),
     Column(
-        "Saved", "size", _get("size_bytes"), formats.size, "smallest",
+        "Saved", "with the tokenizer", _get("size_bytes"), formats.size, "smallest",
         under=_forecast("size_bytes", formats.size),
     ),
     Column("First token", "of an answer", _get("first_token_seconds"), _moment),

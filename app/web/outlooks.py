@@ -40,7 +40,7 @@ COMPARED: dict[str, tuple[str, Any]] = {
     "memory_mb": ("Peak memory", formats.memory),
     "train_seconds": ("Training", formats.duration),
     "seconds": ("From start to end", formats.duration),
-    "size_bytes": ("Size saved", formats.size),
+    "size_bytes": ("Size saved, with the tokenizer", formats.size),
 }
 
 

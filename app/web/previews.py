@@ -1,4 +1,4 @@
-"""A row of the dataset exactly as the model would see it, before anything is trained."""
+"""Before anything is trained: a row exactly as the model would see it, and what the split holds twice."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from typing import Any
 
 import pydantic
 
-from app import datasets, files, lengths, prompts
+from app import datasets, files, lengths, overlap, prompts
 from app.errors import Invalid
 from app.tables import Dataset
 from app.web import drafts
@@ -39,6 +39,15 @@ def of(sent: Mapping[str, str], page: Mapping[str, Any]) -> Preview:
         return _preview(base_model.id, dataset, template, tuple(labels), sent, page["cards"])
     except Invalid as problem:
         return Preview(problem.message)
+
+
+def overlapping(sent: Mapping[str, str], dataset: Dataset | None) -> str:
+    """How many test examples of the split that would be made are trained on, too, in words."""
+    seed = sent.get("seed", "").strip()
+    if dataset is None or not (seed.isascii() and seed.isdecimal() and len(seed) < 11):
+        return ""
+    split = datasets.split(dataset.num_examples, int(seed))
+    return overlap.words(overlap.count(dataset, split), len(split["test"]))
 
 
 def _preview(

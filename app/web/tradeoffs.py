@@ -13,7 +13,7 @@ LABEL_ROOM = 14  # between the lines of two labels that stand side by side
 COSTS: tuple[tuple[str, Callable[[Row], float | None], Callable[[float], str]], ...] = (
     ("peak memory", lambda row: row.peak_memory_mb, formats.memory),
     ("training time", lambda row: row.train_seconds, formats.duration),
-    ("size saved", lambda row: row.size_bytes, formats.size),
+    ("size saved with the tokenizer", lambda row: row.size_bytes, formats.size),
 )
 
 

@@ -8,7 +8,7 @@ from fastapi.responses import JSONResponse, Response
 from sqlalchemy.orm import Session
 
 from app import datasets, experiments, more_runs, points, prompts, trash
-from app.comparison import figures, spread, verdict, votes
+from app.comparison import figures, spread, tallies, verdict
 from app.tables import Experiment
 from app.web import outlooks
 from app.web.api import runs
@@ -141,8 +141,8 @@ def _compared(db: Session, found: Experiment) -> dict[str, Any]:
 
 @router.get("/{experiment_id}/votes")
 def show_votes(db: Reading, experiment_id: str) -> dict[str, Any]:
-    """What the blind votes add up to: each model's share, and pairs, with 95 % intervals."""
-    return votes.as_dict(votes.result(db, experiments.get(db, experiment_id)))
+    """What the blind votes add up to: how many are whose, shares, and pairs, with 95 % intervals."""
+    return tallies.as_dict(tallies.result(db, experiments.get(db, experiment_id)))
 
 
 @router.delete("/{experiment_id}", status_code=204)

@@ -5,7 +5,7 @@ from typing import Any, Literal
 from fastapi import APIRouter
 from fastapi.responses import Response
 
-from app import trash, tuned_models
+from app import naming, trash, tuned_models
 from app.tables import Run
 from app.web import archives
 from app.web.sessions import Reading, Writing
@@ -20,6 +20,7 @@ COLUMNS = (
 def _plain(run: Run) -> dict[str, Any]:
     experiment = run.experiment
     return {name: getattr(run, name) for name in COLUMNS} | {
+        "name": naming.name(run),
         "experiment": {"id": experiment.id, "name": experiment.name, "task": experiment.task},
         "base_model": {"id": experiment.base_model_id, "name": experiment.base_model.name},
     }

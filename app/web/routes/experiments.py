@@ -41,6 +41,7 @@ def _page(db: Any, draft: drafts.Draft) -> dict[str, Any]:
     page = drafts.page(db, draft)
     return page | {
         "preview": previews.of(draft.sent, page),
+        "overlap": previews.overlapping(draft.sent, page["dataset"]),
         "outlooks": outlooks.of(db, draft.sent, page),
     }
 
@@ -147,6 +148,15 @@ def samples(request: Request, db: Reading, experiment_id: str) -> Response:
     """What the runs answered while they learned, side by side."""
     found = experiments.get(db, experiment_id)
     return render(request, "samples.html", experiment=found, **frames.of_experiment(db, found))
+
+
+@router.get("/{experiment_id}/samples/moments")
+def moments(request: Request, db: Reading, experiment_id: str, seen: str = "") -> Response:
+    """The part of that page that looks again by itself; 204: it shows this already."""
+    shown = frames.of_experiment(db, experiments.get(db, experiment_id))
+    if shown["seen"] == seen:
+        return Response(status_code=204)
+    return render(request, "_moments.html", **shown)
 
 
 @router.get("/{experiment_id}/points")

@@ -59,18 +59,15 @@ def _now(db: Session) -> dict[str, Any]:
 def _line(db: Session, experiment: Experiment) -> dict[str, Any]:
     """An experiment with its best run's score, and how far that is from the base model's."""
     metric = scores.primary(experiment.task)
-    found = [
-        (run.scores["metrics"][metric], run.method)
-        for run in experiment.runs
-        if run.scores.get("metrics", {}).get(metric) is not None
-    ]
-    score, method = max(found, default=(None, None))
+    found = {run: run.scores.get("metrics", {}).get(metric) for run in experiment.runs}
+    scored = {run: score for run, score in found.items() if score is not None}
+    best = max(scored, key=lambda run: scored[run], default=None)
     base = figures.baseline(db, experiment)
     base_score = base.scores.get("metrics", {}).get(metric) if base else None
     return {
         "experiment": experiment,
         "metric": scores.METRICS[experiment.task][metric],
-        "method": method,
-        "score": score,
+        "best": best,
+        "score": scored[best] if best else None,
         "base_score": base_score,
     }

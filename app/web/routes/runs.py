@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from app import receipts, runs
-from app.web import archives, live, panels
+from app.web import archives, frames, live, panels
 from app.web.pages import redirect, render
 from app.web.sessions import Reading, Writing
 
@@ -25,6 +25,15 @@ def panel(request: Request, db: Reading, run_id: str) -> Response:
     run = runs.get(db, run_id)
     shown = panels.one_of(db, run)
     return render(request, "_run.html", run=run, panel=shown, actions=panels.ACTIONS)
+
+
+@router.get("/{run_id}/samples")
+def samples(request: Request, db: Reading, run_id: str, seen: str = "") -> Response:
+    """What it answered while it learned, for its page; 204: the page shows this already."""
+    shown = frames.of_run(db, runs.get(db, run_id))
+    if shown["seen"] == seen:
+        return Response(status_code=204)
+    return render(request, "_moments.html", **shown)
 
 
 @router.get("/{run_id}/receipt")
