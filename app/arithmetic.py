@@ -22,6 +22,8 @@ LOSS = {False: 8, True: 12}  # for each target and entry of the vocabulary, the 
 # Each takes LOSS bytes, so 128 MB on a CPU and 768 MB on a GPU: enough for a product at full speed.
 LOGITS = {False: 2**24, True: 2**26}
 WHOLE_HIDDEN = 20  # more, where the weights themselves are trained: the inputs of their products
+# Of an optimizer's moments, for each trained value; of 8 bits with a scale for each 256.
+MOMENTS = {"adamw": 8.0, "adamw_8bit": 2 + 8 / 256, "paged_adamw_8bit": 2 + 8 / 256}
 # What a process has before it has a model, in MB: libraries on a CPU, the context on a GPU.
 PROGRAM_MB = {False: 560.0, True: 600.0}
 SLACK = 1.1  # how much more than what is kept is resident: room that is not used again
@@ -88,7 +90,7 @@ def memory(
         weights=weights / parts / MB,
         adapters=adapters / MB,
         gradients=4 * trained / parts / MB,
-        optimizer=8 * trained / parts / MB,
+        optimizer=MOMENTS[params.optimizer] * trained / parts / MB,
         activations=_worked_with(shapes, method, params, rows, machine) / MB,
     )
 
@@ -196,7 +198,8 @@ def other_seconds(
 def disk_bytes(base_model: BaseModel, method: Method, params: Any) -> int:
     """On the disk at most: checkpoints of values and two moments, and the best and last model."""
     trained = method.num_trained(base_model.shapes, params)
-    return int(CHECKPOINTS * 12 * trained + 2 * saved_bytes(base_model, method, params))
+    checkpoint = (4 + MOMENTS[params.optimizer]) * trained
+    return int(CHECKPOINTS * checkpoint + 2 * saved_bytes(base_model, method, params))
 
 
 def saved_bytes(base_model: BaseModel, method: Method, params: Any) -> int:
