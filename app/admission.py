@@ -68,15 +68,28 @@ def forecasts(
     db: Session, asked: Given, wanted: Sequence[Wanted], override: bool
 ) -> list[dict[str, Any]]:
     """Of each run. What fits nowhere is refused or, if so wanted, marked. Raises Invalid."""
+    found = verdicts.places(db)
+    for one in wanted:
+        _check_optimizer(one, found)
     told = [forecast.of(db, asked, *one) for one in wanted]
     if not override:
         verdicts.check(db, asked, wanted, told)
         return told
-    found = verdicts.places(db)
     for one, known in zip(wanted, told, strict=True):
         if verdicts.of(known, one.params, found).key == verdicts.TOO_LARGE:
             known["override"] = True
     return told
+
+
+def _check_optimizer(one: Wanted, found: Sequence[verdicts.Place]) -> None:
+    """Raises Invalid for an optimizer of 8 bits if the tuning workers alive have no GPU for it."""
+    chosen = one.params["optimizer"]
+    if chosen != "adamw" and found and not any(place.room.gpu for place in found):
+        raise Invalid(
+            f"{methods.get(one.method).label}: Optimizer: {chosen} needs a GPU with CUDA, and no tuning "
+            "worker that is alive has one. Choose adamw.",
+            field=f"{one.method}.optimizer",
+        )
 
 
 def enqueue(

@@ -18,7 +18,12 @@ HIDDEN = {False: 3.0, True: 4.9}
 INTERMEDIATE = {False: 2, True: 3}
 KEYS = 2
 LOSS = {False: 8, True: 12}  # for each target and entry of the vocabulary, the way back included
+# The most logits that are there at once in a lane: a longer row's are made in pieces (worker/head.py).
+# Each takes LOSS bytes, so 128 MB on a CPU and 768 MB on a GPU: enough for a product at full speed.
+LOGITS = {False: 2**24, True: 2**26}
 WHOLE_HIDDEN = 20  # more, where the weights themselves are trained: the inputs of their products
+# Of an optimizer's moments, for each trained value; of 8 bits with a scale for each 256.
+MOMENTS = {"adamw": 8.0, "adamw_8bit": 2 + 8 / 256, "paged_adamw_8bit": 2 + 8 / 256}
 # What a process has before it has a model, in MB: libraries on a CPU, the context on a GPU.
 PROGRAM_MB = {False: 560.0, True: 600.0}
 SLACK = 1.1  # how much more than what is kept is resident: room that is not used again
@@ -85,7 +90,7 @@ def memory(
         weights=weights / parts / MB,
         adapters=adapters / MB,
         gradients=4 * trained / parts / MB,
-        optimizer=8 * trained / parts / MB,
+        optimizer=MOMENTS[params.optimizer] * trained / parts / MB,
         activations=_worked_with(shapes, method, params, rows, machine) / MB,
     )
 
@@ -94,13 +99,24 @@ def _worked_with(
     shapes: dict[str, Any], method: Method, params: Any, rows: Sequence[Row], machine: Machine
 ) -> float:
     """Bytes of the row that takes the most, and of what comes and goes meanwhile."""
-    losses = LOSS[machine.gpu] * shapes["vocabulary"]
     most = max(
-        SLACK * kept(shapes, method, params, row, machine) + losses * row.targets for row in rows
+        SLACK * kept(shapes, method, params, row, machine)
+        + LOSS[machine.gpu] * _logits(shapes, method, params, row, machine)
+        for row in rows
     )
     if method.frozen_base:
         return float(most + AROUND_MB[machine.gpu] * MB)
     return float(most + WHOLE_AROUND[machine.gpu] * shapes["parameters"])
+
+
+def _logits(
+    shapes: dict[str, Any], method: Method, params: Any, row: Row, machine: Machine
+) -> float:
+    """How many logits of a row are there at once: two lanes of a CPU have a piece each."""
+    every = float(shapes["vocabulary"] * row.targets)
+    if params.devices > 1 and not method.frozen_base:
+        return every  # a head that is spread over devices is not taken apart
+    return min(every, (1 if machine.gpu else 2) * LOGITS[machine.gpu])
 
 
 def frozen_bytes(base_model: BaseModel, method: Method, params: Any, width: int) -> float:
@@ -182,7 +198,8 @@ def other_seconds(
 def disk_bytes(base_model: BaseModel, method: Method, params: Any) -> int:
     """On the disk at most: checkpoints of values and two moments, and the best and last model."""
     trained = method.num_trained(base_model.shapes, params)
-    return int(CHECKPOINTS * 12 * trained + 2 * saved_bytes(base_model, method, params))
+    checkpoint = (4 + MOMENTS[params.optimizer]) * trained
+    return int(CHECKPOINTS * checkpoint + 2 * saved_bytes(base_model, method, params))
 
 
 def saved_bytes(base_model: BaseModel, method: Method, params: Any) -> int:

@@ -108,6 +108,23 @@ def test_a_row_holds_no_more_than_the_budget() -> None:
     assert _total("lora", texts=longer, batch_size=16, max_length=4096) > small
 
 
+def test_logits_of_a_long_row_are_there_in_pieces() -> None:
+    def more(key: str, answer: int, **how: Any) -> float:
+        """What a row of long answers takes beyond one of as many tokens with short ones."""
+        long, short = (Lengths(((800 - size, size),) * 99, (), 5) for size in (answer, 3))
+        how |= {"batch_size": 1, "max_length": 1024}
+        return _memory(key, texts=long, **how).activations - _total_activations(key, short, how)
+
+    piece = 8 * 2 * arithmetic.LOGITS[False] / 2**20
+    assert more("lora", 700) == more("lora", 780) == pytest.approx(piece, rel=0.02)
+    assert more("lora", 200) < 0.7 * piece
+    assert more("full", 780, devices=2) > 1.1 * piece  # spread over devices, and never taken apart
+
+
+def _total_activations(key: str, texts: Lengths, how: dict[str, Any]) -> float:
+    return _memory(key, texts=texts, **how).activations
+
+
 def test_full_tuning_is_spread_over_devices() -> None:
     one, four = (_memory("full", devices=count) for count in (1, 4))
     assert four.optimizer == one.optimizer / 4 == 2 * 134515008 / 2**20

@@ -17,7 +17,7 @@ from app import fingerprints, storage
 from app.crashpoints import crashpoint
 from app.registry import MANIFEST, Made
 from app.storage import Path
-from worker import distributed
+from worker import distributed, optimizers
 
 VALUES, NUMBERS = "values.safetensors", "state.json"
 
@@ -30,7 +30,7 @@ class State:
     """
 
     trained: dict[str, torch.nn.Parameter]
-    optimizer: torch.optim.AdamW
+    optimizer: torch.optim.Optimizer
     obstacle: str  # why rows are plain instead of packed; empty where they are packed
     paired: bool = False  # whether two rows are worked on at a time
     step: int = 0
@@ -59,7 +59,7 @@ class State:
         found: dict[str, Tensor] = {}
         for name, value in self.trained.items():
             found[f"value.{name}"] = value.detach()
-            for kind, moment in self.optimizer.state.get(value, {}).items():
+            for kind, moment in optimizers.state(self.optimizer, value).items():
                 found[f"{kind}.{name}"] = moment
         return found
 
@@ -68,14 +68,16 @@ class State:
 
         Raises KeyError or ValueError, and changes nothing, if they do not fit this model.
         """
+        kinds, moments = optimizers.KEPT, {}
         for name, value in self.trained.items():
             if tensors[f"value.{name}"].shape != value.shape:
                 raise ValueError(f"{name} has another shape")
+            found = {kind: tensors.get(f"{kind}.{name}") for kind in kinds}
+            moments[name] = {kind: part for kind, part in found.items() if part is not None}
+            optimizers.check(self.optimizer, moments[name])
         for name, value in self.trained.items():
             value.data.copy_(distributed.part(tensors[f"value.{name}"], value))
-            for kind in ("step", "exp_avg", "exp_avg_sq"):
-                if (moment := tensors.get(f"{kind}.{name}")) is not None:
-                    self.optimizer.state[value][kind] = distributed.part(moment, value)
+            optimizers.restore(self.optimizer, value, moments[name])
         for name in self.NUMBERS:
             setattr(self, name, numbers.get(name, 0) if name == "stale" else numbers[name])
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn import functional
 from transformers.cache_utils import DynamicLayer
 
-from worker import attention, lanes, packing
-from worker.backbones import accepts, compute, embed, inner, num_virtual
+from worker import attention, head, lanes, packing
+from worker.backbones import compute, embed, inner, num_virtual
 from worker.distributed import ALONE, Group
 from worker.generate import read, room
 from worker.hardware import Hardware
@@ -43,45 +43,14 @@ def token_losses(model: Any, soft_prefix: Tensor | None, row: Packed, machine: H
     """
     backbone = inner(model)
     inputs: dict[str, Any] = {"attention_mask": row.attention_mask, "use_cache": False}
-    with compute(machine):
-        if soft_prefix is None:
-            inputs["input_ids"] = row.input_ids
-        else:
-            inputs["inputs_embeds"] = embed(backbone, soft_prefix, row.input_ids)
-        if row.layout is not None:
-            inputs["position_ids"] = row.position_ids
-        sliced = accepts(backbone, "logits_to_keep")
-        if sliced:
-            inputs["logits_to_keep"] = row.keep
-        logits = backbone(**inputs).logits
-    if sliced and row.layout is not None:
-        wanted = logits[0]  # one row, of which just these places were asked for
+    if soft_prefix is None:
+        inputs["input_ids"] = row.input_ids
     else:
-        wanted = logits[row.rows, row.columns if sliced else row.keep[row.columns]]
-    made: Tensor = _Losses.apply(wanted, row.targets)  # type: ignore[no-untyped-call]
-    return made
-
-
-class _Losses(torch.autograd.Function):
-    """Cross-entropy in float32: (targets, words), (targets,) -> (targets,).
-
-    On the way back what was kept becomes the gradient itself, in place.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
-        logs = functional.log_softmax(logits, -1, dtype=torch.float32)
-        losses = -logs.gather(1, targets[:, None])[:, 0]
-        if ctx.needs_input_grad[0]:
-            ctx.logs, ctx.targets, ctx.given = logs, targets, logits.dtype
-        return losses
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        into = ctx.logs.exp_()
-        del ctx.logs
-        into.scatter_add_(1, ctx.targets[:, None], into.new_full((len(into), 1), -1.0))
-        return into.mul_(gradient[:, None]).to(ctx.given), None
+        with compute(machine):
+            inputs["inputs_embeds"] = embed(backbone, soft_prefix, row.input_ids)
+    if row.layout is not None:
+        inputs["position_ids"] = row.position_ids
+    return head.losses(backbone, inputs, row, machine)
 
 
 @contextmanager

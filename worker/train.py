@@ -14,7 +14,7 @@ from torch import Tensor
 from app.errors import StudioError
 from app.methods import Params
 from app.points import Measured
-from worker import distributed, evaluate, lanes, learn, obstacles, pace, packing
+from worker import distributed, evaluate, lanes, learn, obstacles, optimizers, pace, packing
 from worker.backbones import num_virtual
 from worker.checkpoints import State
 from worker.distributed import ALONE, Group
@@ -53,7 +53,7 @@ def begin(
         for values, decay in zip(shapes, (params.weight_decay, 0.0), strict=True)
         if values
     ]
-    optimizer = torch.optim.AdamW(groups, lr=params.learning_rate, fused=True)
+    optimizer = optimizers.make(groups, params, machine)
     obstacle = obstacles.find(model, soft_prefix, examples, machine)
     paired = lanes.suit(machine) and not (
         obstacle

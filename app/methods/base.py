@@ -79,6 +79,13 @@ class Params(pydantic.BaseModel):
         description="Longer gradients are shortened to this norm.",
         json_schema_extra={"advanced": True},
     )
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = Field(
+        "adamw",
+        title="Optimizer",
+        description="adamw keeps its moments in 32 bits; the others in 8, on a GPU with CUDA only; paged ones "
+        "move to RAM when the GPU is full.",
+        json_schema_extra={"advanced": True},
+    )
     gradient_checkpointing: bool = Field(
         False,
         title="Activation checkpointing",
