@@ -87,3 +87,19 @@ def test_long_examples_share_no_block_that_would_take_much_memory() -> None:
     found = layouts.layout(40, [480] * 6)
     assert [block.examples for block in found.blocks] == [2, 2, 2]
     assert [block.examples for block in layouts.layout(40, [30] * 16).blocks] == [16]
+
+
+def test_rows_that_are_filled_up_have_few_lengths() -> None:
+    lengths, kept = set(), set()
+    for longer in range(300):
+        examples = [Row([1, 5, 6, *range(7, 200 + longer)], [20, 21, 2]), *EXAMPLES]
+        (row,) = packing.pack(examples, 2000, virtual=2, even=True)
+        (usual,) = packing.pack(examples, 2000, virtual=2)
+        assert row.tokens == row.input_ids.shape[1] + 2 == row.position_ids.shape[1]
+        assert usual.tokens <= row.tokens <= 1.07 * usual.tokens
+        assert torch.equal(row.input_ids[:, : usual.tokens - 2], usual.input_ids)
+        assert torch.equal(row.keep[row.columns], usual.keep)
+        lengths.add(row.tokens)
+        kept.add(len(row.keep))
+    assert len(lengths) <= 24
+    assert kept == {16}

@@ -53,11 +53,11 @@ def trainable(
 
 
 def learned(
-    model: Any, soft_prefix: Tensor | None, machine: hardware.Hardware
+    model: Any, soft_prefix: Tensor | None, machine: hardware.Hardware, *, even: bool = False
 ) -> dict[str, Tensor]:
     """The loss of some examples, and every gradient."""
     virtual = num_virtual(soft_prefix)
-    (row,) = packing.pack(rows(8), 1024, virtual)
+    (row,) = packing.pack(rows(8), 1024, virtual, even=even)
     torch.manual_seed(0)  # for models with a dropout of their own
     with attention.packed(inner(model), row.layout):
         loss = evaluate.token_losses(model, soft_prefix, row, machine).sum()
@@ -84,6 +84,18 @@ def test_gradients_are_those_of_transformers_and_peft(
     found = learned(*trainable(folder, key, MACHINE, **no_chance), MACHINE)
     plain = learned(*trainable(folder, key, MACHINE, monkeypatch, **no_chance), MACHINE)
     assert apart(found, plain) < EXACT
+
+
+@pytest.mark.parametrize("key", ["prompt_tuning", "lora", "full"])
+@pytest.mark.parametrize("architecture", ["llama", "gemma2"])  # by hand, and by autograd
+def test_a_row_that_is_filled_up_teaches_the_same(
+    tmp_path: Path, key: str, architecture: str
+) -> None:
+    folder = tiny.model(tmp_path / "model", architecture=architecture, initializer_range=0.15)
+    no_chance = {"dropout": 0.0} if "lora" in key else {}
+    full = learned(*trainable(folder, key, MACHINE, **no_chance), MACHINE, even=True)
+    usual = learned(*trainable(folder, key, MACHINE, **no_chance), MACHINE)
+    assert apart(full, usual) < EXACT
 
 
 @pytest.mark.parametrize("key", ["prompt_tuning", "lora", "qlora"])

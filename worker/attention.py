@@ -163,7 +163,8 @@ def _attend_by_autograd(
     row, prefix = blocks.layout, blocks.layout.prefix
     sizes = [len(block.gathered) for block in row.blocks]
     parts = [
-        torch.split(part[0, :, prefix:].transpose(0, 1), sizes) for part in (query, key, value)
+        torch.split(part[0, :, prefix : row.tokens].transpose(0, 1), sizes)
+        for part in (query, key, value)
     ]
     first, *shared = (part[:, :, :prefix] for part in (query, key, value))
     answers: list[Tensor] = []
@@ -179,6 +180,8 @@ def _attend_by_autograd(
         mask = blocks.tail[: block.longest, : prefix + block.longest]
         tail = _weigh(asking, keys, values, mask, how).transpose(1, 2).flatten(0, 1)
         answers.append(_Gather.apply(tail, block.gathered))  # type: ignore[no-untyped-call]
+    spare = query.shape[2] - row.tokens
+    answers.append(value.new_zeros(spare, query.shape[1], value.shape[-1]))
     return torch.cat(answers)[None]
 
 

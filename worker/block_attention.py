@@ -1,8 +1,7 @@
 """The attention of a packed row with a way back written by hand, for processors.
 
-Only the queries, keys and values are kept, narrow; the weights are made again, in float32 if the
-products are in bf16. Each gradient is written once, where autograd would fill, add and copy a tensor
-for every slice.
+Only the queries, keys and values are kept, narrow; the weights are made again, in float32 or wider.
+Each gradient is written once, where autograd would fill, add and copy a tensor for every slice.
 """
 
 from __future__ import annotations
@@ -102,12 +101,12 @@ class _Piece(NamedTuple):
 
     def weights(self, asking: Tensor, keys: Tensor, scaling: float) -> Tensor:
         """(count, groups, queries, before + longest)."""
-        wide = torch.promote_types(asking.dtype, torch.float32)
-        bias = torch.zeros(self.mask.shape, dtype=wide).masked_fill_(~self.mask, -torch.inf)
+        bias = torch.zeros(self.mask.shape, dtype=asking.dtype).masked_fill_(~self.mask, -torch.inf)
         bias = bias.repeat(asking.shape[2] // len(bias), 1)
-        queries, seen = (part.flatten(0, 1).to(wide) for part in (asking, keys))
-        scores = torch.baddbmm(bias, queries, seen.transpose(1, 2), alpha=scaling)
-        return scores.softmax(-1).to(asking.dtype).view(*asking.shape[:3], -1)
+        scores = torch.baddbmm(
+            bias, asking.flatten(0, 1), keys.flatten(0, 1).transpose(1, 2), alpha=scaling
+        )
+        return scores.softmax(-1).view(*asking.shape[:3], -1)
 
 
 def _pieces(blocks: Blocks) -> Iterator[_Piece]:
@@ -134,28 +133,31 @@ class _Attend(torch.autograd.Function):
         held: torch.dtype,
     ) -> Tensor:
         parts = [part[0].transpose(0, 1) for part in (query, key, value)]  # tokens first
+        wide = torch.promote_types(query.dtype, torch.float32)
         if any(ctx.needs_input_grad):
             ctx.save_for_backward(*(part.to(held) for part in parts))
-            ctx.blocks, ctx.scaling = blocks, scaling
-        asked, *known = parts
+            ctx.blocks, ctx.scaling, ctx.wide = blocks, scaling, wide
+        asked, *known = (part.to(wide) for part in parts)
         made = asked.new_empty(*asked.shape[:2], value.shape[-1])
+        made[blocks.layout.tokens :] = 0
         for piece in _pieces(blocks):
             asking = piece.fold(piece.spread(asked), key.shape[1])
             keys, values = map(piece.seen, known)
             piece.gather(piece.weights(asking, keys, scaling) @ values, made)
-        return made[None]
+        return made[None].to(query.dtype)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-        asked, *known = (part.to(gradient.dtype) for part in ctx.saved_tensors)
-        groups = known[0].shape[1]
+        asked, *known = (part.to(ctx.wide) for part in ctx.saved_tensors)
+        given, groups = gradient[0].to(ctx.wide), known[0].shape[1]
         of_asked, *of_known = (torch.empty_like(part) for part in (asked, *known))
-        for part in of_known:
-            part[: ctx.blocks.layout.prefix] = 0
+        row = ctx.blocks.layout
+        for part in (of_asked, *of_known):
+            part[: row.prefix], part[row.tokens :] = 0, 0
         for piece in _pieces(ctx.blocks):
             asking = piece.fold(piece.spread(asked), groups)
             keys, values = map(piece.seen, known)
-            back = piece.fold(piece.spread_back(gradient[0]), groups)
+            back = piece.fold(piece.spread_back(given), groups)
             weights = piece.weights(asking, keys, ctx.scaling)
             of_values = weights.transpose(2, 3) @ back
             of_scores = torch._softmax_backward_data(
@@ -171,5 +173,5 @@ class _Attend(torch.autograd.Function):
                 else:
                     whole[: piece.before] += part[:, :, : piece.before].sum(0).transpose(0, 1)
                     piece.gather(own.contiguous(), whole)
-        grads = (part.transpose(0, 1)[None] for part in (of_asked, *of_known))
+        grads = (part.transpose(0, 1)[None].to(gradient.dtype) for part in (of_asked, *of_known))
         return *grads, None, None, None

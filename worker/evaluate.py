@@ -77,7 +77,8 @@ def losses(
     """The loss of every example of this process's share, a packed row or two at a time."""
     virtual = num_virtual(soft_prefix)
     paired = lanes.suit(machine) and group.size == 1 and not plain
-    rows = group.rows(examples, machine.token_budget, virtual, plain=plain, pairs=paired)
+    how = {"plain": plain, "pairs": paired, "even": machine.keeps_shapes}
+    rows = group.rows(examples, machine.token_budget, virtual, **how)
 
     def measure(row: Packed) -> Tensor:
         row = row.to(machine.device)

@@ -41,6 +41,14 @@ class Hardware(NamedTuple):
         return torch.bfloat16 if (self.products or self.dtype) == BFLOAT16 else torch.float32
 
     @property
+    def keeps_shapes(self) -> bool:
+        """Whether rows of many lengths cost memory.
+
+        oneDNN, which makes bf16 products on a processor, keeps half a MB of code for each shape.
+        """
+        return self.device == "cpu" and self.computed is torch.bfloat16
+
+    @property
     def token_budget(self) -> int:
         """Most tokens of a packed row: enough to keep the machine busy, small enough to fit.
 

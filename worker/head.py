@@ -39,7 +39,7 @@ def losses(backbone: Any, inputs: dict[str, Any], row: Packed, machine: Hardware
     with compute(machine):
         logits = backbone(**inputs).logits
     if sliced and row.layout is not None:
-        wanted = logits[0]  # one row, of which just these places were asked for
+        wanted = logits[0, : len(row.targets)]  # one row, of which just these were asked for
     else:
         wanted = logits[row.rows, row.columns if sliced else row.keep[row.columns]]
     made: Tensor = _Losses.apply(wanted, row.targets)  # type: ignore[no-untyped-call]

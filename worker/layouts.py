@@ -31,7 +31,10 @@ class Block:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the parts of a packed row lie: `prefix` shared tokens, then the blocks of examples."""
+    """Where the parts of a packed row lie: `prefix` shared tokens, then the blocks of examples.
+
+    Tokens behind these fill the row up: they see nobody, and nobody sees them.
+    """
 
     prefix: int
     blocks: tuple[Block, ...]
@@ -40,6 +43,11 @@ class Layout:
     def longest(self) -> int:
         """Tokens of the longest example, after the prefix."""
         return max(block.longest for block in self.blocks)
+
+    @property
+    def tokens(self) -> int:
+        """Of the prefix and all examples."""
+        return self.prefix + sum(len(block.gathered) for block in self.blocks)
 
     def to(self, device: str) -> Layout:
         """The same on another device."""

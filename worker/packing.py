@@ -90,12 +90,14 @@ def pack(
     *,
     plain: bool = False,
     pairs: bool = False,
+    even: bool = False,
 ) -> list[Packed]:
     """The examples of one step, cut into rows of at most `budget` tokens where they allow it.
 
     `virtual` tokens of a prompt vector stand before everything. `plain`: padded rows without a
     shared prefix, for models that cannot attend to packed rows. `pairs`: two rows are worked on at
-    a time, and share the budget; there is one row where two would not pay.
+    a time, and share the budget; there is one row where two would not pay. `even`: packed rows are
+    filled up, so that few have a length of their own.
     """
     prefix = 0 if plain else shared_prefix(examples)
     # The last token of an answer is only predicted, it need not be read.
@@ -105,8 +107,10 @@ def pack(
     before = virtual + prefix
     groups = _pairs(by_length, lengths, budget, before) if pairs and not plain else []
     for members in groups or _cut(by_length, lengths, budget, before, plain):
-        build = _padded if plain else _packed
-        rows.append(build(examples, members, prefix, virtual))
+        if plain:
+            rows.append(_padded(examples, members, virtual))
+        else:
+            rows.append(_packed(examples, members, prefix, virtual, even))
     return rows
 
 
@@ -154,7 +158,15 @@ def _pairs(
     return []
 
 
-def _packed(examples: Sequence[Example], members: list[int], prefix: int, virtual: int) -> Packed:
+def _evened(count: int) -> int:
+    """The next of sixteen lengths between a power of two and the next one, or multiple of 8."""
+    step = max(8, 1 << max(0, count.bit_length() - 5))
+    return -(-count // step) * step
+
+
+def _packed(
+    examples: Sequence[Example], members: list[int], prefix: int, virtual: int, even: bool
+) -> Packed:
     before = virtual + prefix
     ids = list(examples[members[0]].prompt_ids[:prefix])
     positions = list(range(before))
@@ -171,20 +183,24 @@ def _packed(examples: Sequence[Example], members: list[int], prefix: int, virtua
         lengths.append(len(prompt) + len(answer) - 1)
         ids += [*prompt, *answer[:-1]]
         positions += range(before, before + lengths[-1])
+    if even:
+        spare = _evened(len(positions)) - len(positions)
+        ids, positions = ids + [0] * spare, positions + [0] * spare
+        keep += [keep[-1]] * (_evened(len(keep)) - len(keep))
     return Packed(
         input_ids=torch.tensor([ids]),
         position_ids=torch.tensor([positions]),
         attention_mask=torch.ones(1, len(positions), dtype=torch.long),
         keep=torch.tensor(keep),
-        rows=torch.zeros(len(keep), dtype=torch.long),
-        columns=torch.arange(len(keep)),
+        rows=torch.zeros(len(targets), dtype=torch.long),
+        columns=torch.arange(len(targets)),
         targets=torch.tensor(targets),
         examples=torch.tensor(owners),
         layout=layouts.layout(before, lengths),
     )
 
 
-def _padded(examples: Sequence[Example], members: list[int], prefix: int, virtual: int) -> Packed:
+def _padded(examples: Sequence[Example], members: list[int], virtual: int) -> Packed:
     texts = [[*examples[index].prompt_ids, *examples[index].answer_ids[:-1]] for index in members]
     longest = max(map(len, texts))
     rows: list[int] = []

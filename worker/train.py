@@ -138,7 +138,12 @@ def _step(run: _Run) -> Iterator[Measured | Tick]:
     virtual = num_virtual(run.soft_prefix)
     paired = state.paired and run.group.size == 1
     rows = run.group.rows(
-        chosen, run.machine.token_budget, virtual, plain=bool(state.obstacle), pairs=paired
+        chosen,
+        run.machine.token_budget,
+        virtual,
+        plain=bool(state.obstacle),
+        pairs=paired,
+        even=run.machine.keeps_shapes,
     )
     state.optimizer.zero_grad()
     # A seed of its own for each row, so that dropout is the same after a resume.
