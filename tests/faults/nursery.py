@@ -1,5 +1,7 @@
-"""Where quick workers come from: `python -m tests.faults.nursery` has imported what they import, and
-forks one for each line of JSON on its standard input. Torch takes longer to load than most tests run.
+"""Where quick workers and rehearsals come from: `python -m tests.faults.nursery`.
+
+It has imported what they import, and forks one for each line of JSON on its standard input: torch
+takes longer to load than most tests run.
 """
 
 import atexit
@@ -18,6 +20,9 @@ from pathlib import Path
 from app import processes, storage
 from app.settings import settings
 from tests.servers import die_with_tests
+
+WORK = ("run", "export", "prepare", "rehearse")
+MODULES = ("celery", "celery.worker", *(f"worker.{name}" for name in WORK))
 
 
 class Born:
@@ -77,7 +82,7 @@ def _nursery() -> "subprocess.Popen[str]":
 
 def main() -> None:
     """Fork for each line, until there are no more."""
-    for module in ("celery", "celery.worker", "worker.run", "worker.export", "worker.prepare"):
+    for module in MODULES:
         __import__(module)
     for line in sys.stdin:
         with suppress(ChildProcessError):  # those that have ended
