@@ -37,7 +37,7 @@ def missing(what: str, how: str) -> NoReturn:
     pytest.skip(sentence)
 
 
-def wait_for(true: Callable[[], object], seconds: float = 10.0) -> bool:
+def wait_for(true: Callable[[], object], seconds: float = 30.0) -> bool:
     """Whether it became true in that time."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:

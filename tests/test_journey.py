@@ -19,6 +19,9 @@ from typing import Any
 import httpx
 import pytest
 
+from app import base_models, database, prompts, storage
+from app.settings import settings
+
 pytestmark = [pytest.mark.real, pytest.mark.browser, pytest.mark.timeout(840)]
 
 METHODS = ("prompt_tuning", "lora", "qlora", "full")
@@ -33,22 +36,8 @@ TOPICS = {
     "music": ["Play something by {}.", "Put {} on, please.", "I want to hear {} again."],
     "travel": ["Find me a train to {}.", "How far is it to {}?", "Book two nights in {}."],
 }
-NAMES = [
-    "Oslo",
-    "Lima",
-    "Quito",
-    "Turin",
-    "Ghent",
-    "Malmo",
-    "Porto",
-    "Nantes",
-    "Leeds",
-    "Bremen",
-    "Sofia",
-    "Riga",
-    "Tampa",
-    "Kyoto",
-]
+# 63 examples: 28 of them to train on.
+NAMES = ["Oslo", "Lima", "Quito", "Turin", "Ghent", "Porto", "Riga"]
 
 
 def free_port() -> int:
@@ -166,10 +155,11 @@ def test_upload_tune_watch_compare_prompt(page: Any, studio: Studio) -> None:
 
     page.locator("#name").fill("Journey <script>alert(1)</script>")
     for key in METHODS:
+        size = 16 if key == "full" else 8  # its steps take five times as long as the others'
         page.locator(f"#use-{key}").check()
         page.locator(f".method-{key} summary", has_text="Parameters").click()
         page.locator(f"[name='{key}.num_epochs']").fill("1")
-        page.locator(f"[name='{key}.batch_size']").fill("16")
+        page.locator(f"[name='{key}.batch_size']").fill(str(size))
     assert "weather" in page.locator("#labels").input_value()
     page.get_by_role("button", name="Start tuning").click()
     page.wait_for_url(re.compile(r"/experiments/[0-9a-f]{12}$"))
@@ -219,6 +209,53 @@ def test_upload_tune_watch_compare_prompt(page: Any, studio: Studio) -> None:
     assert page.errors == []
 
 
+def test_the_default_model_is_what_its_card_says(
+    studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the studio has fetched and converted it."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with studio.api() as api:
+        base_model_id = api.get("/base-models").json()[0]["id"]
+    monkeypatch.setattr(settings, "home", studio.environment["STUDIO_HOME"])
+    database.engine.cache_clear()
+    with database.reading() as db:
+        model = base_models.get(db, base_model_id)
+    database.engine().dispose()
+    database.engine.cache_clear()
+    folder = storage.base_model_folder(model.id)
+    assert set(os.listdir(folder)) == {
+        *("config.json", "generation_config.json", "model.safetensors"),
+        *("tokenizer.json", "tokenizer_config.json"),
+    }
+    assert (model.architecture, model.has_chat) == ("LlamaForCausalLM", True)
+    assert model.shapes["parameters"] == 134_515_008
+    assert (model.shapes["tied"], model.shapes["dtype_bytes"]) == (True, 2)
+    formatter = prompts.formatter(folder)
+    shown = formatter.prompt("{{input}}", "Hi", [])
+    assert shown == (
+        "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging "
+        "Face<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert formatter.stop_ids == {2}
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    for text in ("In 1984  we had\n   12 of 3.5", "é ✓ <b>\t\tx", "What is 7 x 8?"):
+        ids = tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=False
+        )
+        assert formatter.prompt_ids("{{input}}", text, []) == ids
+    # Digits stand alone, and the spaces before them are one token: as it was trained.
+    assert formatter._tokenizer.encode("a   12").tokens == ["a", "\u0120\u0120\u0120", "1", "2"]
+    network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    assert network.generation_config.eos_token_id == 2
+    prompt = formatter.prompt_ids("{{input}}", "What is the capital of France?", [])
+    out = network.generate(torch.tensor([prompt]), max_new_tokens=20, do_sample=False)
+    answer = out[0][len(prompt) :].tolist()
+    assert formatter.decode(answer) == "The capital of France is Paris."
+    assert answer[-1] == 2
+
+
 def test_the_adapter_is_taken_away_and_loads(studio: Studio, tmp_path: Path) -> None:
     import torch
     from peft import PeftModel
@@ -253,11 +290,8 @@ def test_ctrl_c_saves_the_run_and_the_next_start_goes_on(studio: Studio) -> None
                 "name": "Interrupted",
                 "base_model_id": base,
                 "dataset_id": dataset,
-                "task": "classification",
-                "template": "{{input}}",
-                "labels": list(TOPICS),
-                "seed": 3,
-                "methods": {"lora": {"num_epochs": 2, "batch_size": 8}},
+                "task": "classification",  # the same question: the base model's figures are known
+                "methods": {"lora": {"num_epochs": 2, "batch_size": 4}},
             },
         )
         assert created.status_code < 300, created.text
@@ -288,7 +322,7 @@ def test_tune_from_the_command_line(studio: Studio, tmp_path: Path) -> None:
     data = tmp_path / "topics.csv"
     data.write_bytes(dataset_csv())
     command = studio.command("tune", str(data), "--methods", "prompt_tuning", "--json")
-    small = ["--set", "prompt_tuning.num_epochs=1", "--set", "prompt_tuning.batch_size=16"]
+    small = ["--set", "prompt_tuning.num_epochs=1", "--set", "prompt_tuning.batch_size=8"]
     ended = subprocess.run(
         command + small, env=studio.environment, capture_output=True, text=True, timeout=300
     )

@@ -92,7 +92,7 @@ def _now(run_id: str) -> Run:
         return runs.get(db, run_id)
 
 
-def _becomes(run: Run, state: str, seconds: float = 15.0) -> Run:
+def _becomes(run: Run, state: str, seconds: float = 30.0) -> Run:
     assert wait_for(lambda: _now(run.id).state == state, seconds), _now(run.id).state
     return _now(run.id)
 

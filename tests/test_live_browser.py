@@ -124,9 +124,9 @@ def test_the_axis_and_the_smoothing_are_kept_in_the_address(
     expect(reading(page)).to_have_text("1.667 (raw 2.000)")
     page.locator("input[name=x][value=tokens] + span").click()
     page.locator("input[name=log]").check()
-    assert page.url.endswith("?smooth=0.5&x=tokens&log=1")
+    expect(page).to_have_url(re.compile(r"\?smooth=0\.5&x=tokens&log=1$"))
     page.locator("[data-toggle]").last.uncheck()
-    assert page.url.endswith(f"&off={'b' * 12}")
+    expect(page).to_have_url(re.compile(f"&off={'b' * 12}$"))
     page.reload()
     expect(page.locator("[data-toggle]").last).not_to_be_checked()
     expect(page.locator("[data-toggle]").first).to_be_checked()
@@ -151,7 +151,7 @@ def test_when_a_run_ends_its_panel_and_the_comparison_follow(
     expect(page.locator("#run-" + "a" * 12)).to_contain_text("Done")
     expect(page.locator("#pause-" + "a" * 12)).to_have_count(0)
     expect(page.locator("#said")).to_have_text("LoRA: Done")
-    assert page.evaluate("document.activeElement.id") == "run-" + "a" * 12 + "-title"
+    expect(page.locator("#run-" + "a" * 12 + "-title")).to_be_focused()
     page.locator("#cancel-" + "b" * 12).click()
     expect(page.locator("#live")).to_have_text("All runs have ended")
     page.locator("#retry-" + "b" * 12).click()
@@ -170,7 +170,7 @@ def test_the_form_adapts_previews_and_keeps_the_keyboard(page: Page, db: Session
     expect(page.locator("#preview")).to_contain_text(f"{HOSTILE}")
     page.locator("#template").fill("Is it so? {{input}}")
     expect(page.locator("#preview")).to_contain_text(f"Is it so? {HOSTILE}<|im_end|>")
-    assert page.evaluate("document.activeElement.id") == "template"
+    expect(page.locator("#template")).to_be_focused()
     page.locator(".method-lora summary", has_text="Parameters").click()
     page.locator("#lora-batch_size").fill("5")
     expect(page.locator("#lora-pace")).to_have_text("5 examples an update, 15 updates in all")
@@ -178,7 +178,7 @@ def test_the_form_adapts_previews_and_keeps_the_keyboard(page: Page, db: Session
     page.locator("#task").select_option("summarization")
     expect(page.locator("#labels")).to_have_count(0)
     expect(page.locator("#template")).to_have_value("Is it so? {{input}}")  # the person's own
-    assert page.evaluate("document.activeElement.id") == "task"
+    expect(page.locator("#task")).to_be_focused()
     page.locator("#name").fill("")
     page.get_by_role("button", name="Start tuning").click()
     expect(page.locator("#problems")).to_be_focused()

@@ -45,7 +45,7 @@ def test_keys_go_through_the_moments(chromium: Browser, address: str, db: Sessio
         page.focus("#moment")
         page.keyboard.press("ArrowLeft")
         expect(page.locator("output")).to_have_text(word)
-        assert page.get_attribute("#moment", "aria-valuetext") == word
+        expect(page.locator("#moment")).to_have_attribute("aria-valuetext", word)
         expect(cells.and_(page.locator(":visible"))).to_contain_text(["answer 10"])
         page.keyboard.press("Home")
         expect(cells.and_(page.locator(":visible"))).to_contain_text(["answer 0"])

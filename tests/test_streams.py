@@ -231,7 +231,7 @@ def test_an_experiment_that_is_deleted_ends_its_streams(db: Session, ended: Expe
 
 
 async def _next(follow: Any) -> Any:
-    return await asyncio.wait_for(anext(follow), 5)
+    return await asyncio.wait_for(anext(follow), 20)
 
 
 def _names(sent: bytes) -> list[str | None]:

@@ -10,13 +10,16 @@ from typing import Any
 
 import uvicorn
 from fastapi.testclient import TestClient
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, expect, sync_playwright
 
 from app import storage
 from app.web.main import create_app
 from tests import servers
 
 BASE = "http://127.0.0.1:8000"
+# Milliseconds for a page to become what is expected of it; the usual five seconds pass quickly on a
+# busy machine.
+expect.set_options(timeout=20_000)
 
 
 def client(*, known: bool = True, app: Any = None) -> TestClient:

@@ -18,7 +18,7 @@ import redis
 
 from app import database, invariants, queue, runs, storage, valkey
 from app.settings import settings
-from tests.faults import small
+from tests.faults import nursery, small
 from tests.servers import die_with_tests, free_port, fresh_queue
 
 PATIENCE = float(os.environ.get("FAULTS_PATIENCE", "240"))  # seconds; the machine may be busy
@@ -46,7 +46,7 @@ class Plant:
     """Starts processes and does them harm."""
 
     def __init__(self) -> None:
-        self.running: dict[str, subprocess.Popen[bytes]] = {}
+        self.running: dict[str, subprocess.Popen[bytes] | nursery.Born] = {}
         self.port = free_port()
         self.environment = {
             "STUDIO_HOME": settings.home,
@@ -63,11 +63,17 @@ class Plant:
 
     def start(self, name: str, as_name: str = "", **more: str) -> None:
         """Start one; `more` settings for it alone."""
-        with storage.log_file(f"test-{as_name or name}").open("a") as log:
+        path = storage.log_file(f"test-{as_name or name}")
+        environment = os.environ | self.environment | more
+        if name.startswith("quick"):
+            module, *arguments = COMMANDS[name]
+            self.running[as_name or name] = nursery.born(module, arguments, environment, path)
+            return
+        with path.open("a") as log:
             self.running[as_name or name] = subprocess.Popen(
                 [sys.executable, "-m", *COMMANDS[name]],
                 cwd=storage.REPOSITORY,
-                env=os.environ | self.environment | more,
+                env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
