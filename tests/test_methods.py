@@ -152,7 +152,8 @@ def test_a_tuned_model_answers_differently_and_the_same_once_saved(
     assert torch.equal(logits(model, soft), logits(again, again_soft))
     if machine.dtype == "float32":
         live = logits(setup.model.eval(), setup.soft_prefix)
-        assert torch.equal(live, logits(model, soft))
+        # Products are made in another order, which some processors round in another way.
+        torch.testing.assert_close(live, logits(model, soft), rtol=1e-5, atol=1e-5)
     if methods.METHODS[key].frozen_base:
         theirs = peft.PeftModel.from_pretrained(base(folder, key, machine), tmp_path / "best")
     else:
