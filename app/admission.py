@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import pydantic
 from sqlalchemy.orm import Session
 
-from app import base_models, forecast, methods, runs, verdicts
+from app import base_models, capacity, forecast, methods, runs, verdicts
 from app.errors import Conflict, Invalid
 from app.forecast import Given
 from app.tables import BaseModel, Run
@@ -83,8 +83,8 @@ def forecasts(
 
 def _check_optimizer(one: Wanted, found: Sequence[verdicts.Place]) -> None:
     """Raises Invalid for an optimizer of 8 bits if the tuning workers alive have no GPU for it."""
-    chosen = one.params["optimizer"]
-    if chosen != "adamw" and found and not any(place.room.gpu for place in found):
+    if capacity.needs_gpu(one.params) and found and not any(place.room.gpu for place in found):
+        chosen = one.params["optimizer"]
         raise Invalid(
             f"{methods.get(one.method).label}: Optimizer: {chosen} needs a GPU with CUDA, and no tuning "
             "worker that is alive has one. Choose adamw.",

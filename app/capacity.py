@@ -2,11 +2,12 @@
 
 from typing import Any, NamedTuple
 
-from sqlalchemy import and_, case, func
+from sqlalchemy import and_, case, func, true
 
 from app.tables import Run
 
 SHARE = 0.9  # of the memory, for several runs together: forecasts are a little wrong
+PLAIN = "adamw"  # the optimizer that runs anywhere
 _GPU = "GPU "  # how the name of a worker's device begins if it is one
 
 
@@ -21,11 +22,15 @@ def gpu_name(name: str) -> str:
 
 
 class Taken(NamedTuple):
-    """What a run takes, by its forecast: MB (None: not known), seconds from now, devices."""
+    """What a run takes, by its forecast: MB (None: not known), seconds from now, devices.
+
+    `gpu`: a processor will not do.
+    """
 
     memory_mb: float | None
     seconds: float
     devices: int = 1
+    gpu: bool = False
 
 
 class Room(NamedTuple):
@@ -56,6 +61,8 @@ class Room(NamedTuple):
 
     def holds(self, run: Taken) -> bool:
         """Whether such a run fits in now."""
+        if run.gpu and not self.gpu:
+            return False
         wanted = self.memory_mb if run.memory_mb is None else run.memory_mb
         return wanted <= self.free_mb and run.devices <= self.free_devices
 
@@ -77,6 +84,11 @@ def devices(params: dict[str, Any]) -> int:
     return int(params.get("devices", 1))
 
 
+def needs_gpu(params: dict[str, Any]) -> bool:
+    """Whether a run with these parameters is computed on a GPU or not at all."""
+    return bool(params.get("optimizer", PLAIN) != PLAIN)
+
+
 def need(forecast: dict[str, Any], gpu: bool) -> float | None:
     """The memory in MB that a run of this forecast needs on such a device; None: not known.
 
@@ -94,4 +106,6 @@ def fits(room: Room) -> Any:
     told = func.coalesce(Run.forecast[_need_key(room.gpu)].as_float(), room.memory_mb)
     wanted = case((Run.forecast["override"].as_boolean(), room.memory_mb), else_=told)
     wanted_devices = func.coalesce(Run.params["devices"].as_integer(), 1)
-    return and_(wanted <= room.free_mb, wanted_devices <= room.free_devices)
+    optimizer = func.coalesce(Run.params["optimizer"].as_string(), PLAIN)
+    able = true() if room.gpu else optimizer == PLAIN
+    return and_(wanted <= room.free_mb, wanted_devices <= room.free_devices, able)

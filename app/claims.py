@@ -7,7 +7,7 @@ from sqlalchemy import func, or_, select, text, update
 from sqlalchemy.orm import Session
 
 from app import order, queue, runs, space
-from app.capacity import Room, Taken, devices, fits, need
+from app.capacity import Room, Taken, devices, fits, need, needs_gpu
 from app.crashpoints import crashpoint
 from app.errors import LostClaim
 from app.settings import settings
@@ -84,7 +84,9 @@ def _first(db: Session, place: Room | None) -> str | None:
         head = db.execute(columns.order_by(Run.position, Run.id).limit(1)).first()
         if head is None:
             return None
-        wants = Taken(need(head.forecast, place.gpu), 0.0, devices(head.params))
+        wants = Taken(
+            need(head.forecast, place.gpu), 0.0, devices(head.params), needs_gpu(head.params)
+        )
         if not place.holds(wants):
             seconds = Run.forecast["seconds"].as_float()
             queued = queued.where(seconds <= place.wait(wants))

@@ -14,10 +14,12 @@ BEGINNING = "No tuning worker that is alive has room for it: "  # of what a hist
 MOST = 100  # told of at a time
 
 
-def why(forecast: dict[str, Any], devices: int, rooms: Sequence[Room]) -> str:
+def why(forecast: dict[str, Any], params: dict[str, Any], rooms: Sequence[Room]) -> str:
     """Why a run of this forecast fits none of these, and what to do."""
+    if capacity.needs_gpu(params) and not any(one.gpu for one in rooms):
+        return "its optimizer needs a GPU with CUDA, and no worker has one. It waits for one."
     largest = max(rooms, key=lambda one: one.memory_mb)
-    most = max(one.devices for one in rooms)
+    devices, most = capacity.devices(params), max(one.devices for one in rooms)
     if devices > most:
         return f"it wants {devices} devices, and the most that a worker has is {most}."
     need = capacity.need(forecast, largest.gpu) or 0.0
@@ -48,6 +50,6 @@ def tell(db: Session, worker: str) -> None:
         .limit(MOST)
     )
     for row in db.execute(found).all():
-        reason = why(row.forecast, capacity.devices(row.params), rooms)
+        reason = why(row.forecast, row.params, rooms)
         runs.note(db, row.id, row.attempt, BEGINNING + reason, "warning")
     db.commit()

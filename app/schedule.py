@@ -91,7 +91,7 @@ _COLUMNS = (
     Run.step,
     Run.num_steps,
     Run.forecast,
-    Run.params["devices"].as_integer().label("devices"),
+    Run.params,
     Run.worker,
     Run.started_at,
     Run.train_seconds,
@@ -136,7 +136,8 @@ def _named(db: Session, lines: Sequence[Line]) -> list[Line]:
 def _takes(row: Any, gpu: bool) -> Taken:
     share = 1 - row.step / row.num_steps if row.num_steps else 1.0
     seconds = row.forecast.get("seconds", UNKNOWN_SECONDS) * share
-    return Taken(capacity.need(row.forecast, gpu), seconds, row.devices or 1)
+    told = capacity.need(row.forecast, gpu)
+    return Taken(told, seconds, capacity.devices(row.params), capacity.needs_gpu(row.params))
 
 
 def _at_work(held: Sequence[Any], tuners: list[Worker]) -> tuple[list[Line], list[_Bench]]:
@@ -171,7 +172,7 @@ def _waiting(rows: Sequence[Any], place: int, benches: list[_Bench], *, timed: b
         line = _line(row, place, wanted[bool(bench and bench.room.gpu)])
         if bench is None and benches:
             rooms = [one.room for one in benches]
-            line = line._replace(misfit=misfits.why(row.forecast, row.devices or 1, rooms))
+            line = line._replace(misfit=misfits.why(row.forecast, row.params, rooms))
         elif bench and timed:
             takes = wanted[bench.room.gpu]
             bench.put(begin, takes)

@@ -12,7 +12,7 @@ from app.tables import Run
 from tests import factories
 
 
-def _run(db: Session, memory_mb: float | None, seconds: float = 60.0, **params: int) -> Run:
+def _run(db: Session, memory_mb: float | None, seconds: float = 60.0, **params: object) -> Run:
     of = db.scalar(select(Run).limit(1))
     found = {} if memory_mb is None else {"memory_mb": memory_mb, "seconds": seconds}
     found |= {"gpu_memory_mb": 2 * memory_mb} if memory_mb else {}
@@ -67,12 +67,23 @@ def test_a_run_wants_as_many_devices_as_its_parameters_say(any_db: Session) -> N
     assert _claims(any_db, Room(1000.0, devices=4)) == run.id
 
 
+def test_an_optimizer_of_8_bits_wants_a_gpu(any_db: Session) -> None:
+    run = _run(any_db, 100.0, optimizer="adamw_8bit")
+    assert _claims(any_db, Room(1000.0)) is None
+    assert _claims(any_db, Room(1000.0, gpu=True)) == run.id
+
+
 def test_the_database_and_the_arithmetic_say_the_same(any_db: Session) -> None:
     draw = random.Random(3)
     made = [
-        _run(any_db, draw.choice([None, 100.0, 400.0, 899.0, 900.0, 1000.0, 1200.0]), devices=count)
+        _run(
+            any_db,
+            draw.choice([None, 100.0, 400.0, 899.0, 900.0, 1000.0, 1200.0]),
+            devices=count,
+            optimizer=optimizer,
+        )
         for count in (1, 1, 1, 2, 3)
-        for _ in range(4)
+        for optimizer in ("adamw", "adamw", "adamw", "adamw_8bit")
     ]
     for taken in ((), (Taken(100.0, 5.0),), (Taken(500.0, 5.0), Taken(300.0, 1.0))):
         for gpu in (False, True):
@@ -82,7 +93,12 @@ def test_the_database_and_the_arithmetic_say_the_same(any_db: Session) -> None:
                 run.id
                 for run in made
                 if place.holds(
-                    Taken(capacity.need(run.forecast, gpu), 0, capacity.devices(run.params))
+                    Taken(
+                        capacity.need(run.forecast, gpu),
+                        0,
+                        capacity.devices(run.params),
+                        capacity.needs_gpu(run.params),
+                    )
                 )
             }
 
