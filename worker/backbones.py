@@ -106,11 +106,6 @@ def embed(backbone: Any, soft_prefix: Tensor, ids: Tensor) -> Tensor:
     return torch.cat((soft_prefix.to(words.dtype).expand(len(words), -1, -1), words), dim=1)
 
 
-def has_layer_norm(model: Any) -> bool:
-    """Whether it has norms that take no values wider than their own weights."""
-    return any(isinstance(module, torch.nn.LayerNorm) for module in model.modules())
-
-
 TOKENIZER = (
     "tokenizer*",
     "special_tokens_map.json",

@@ -14,7 +14,7 @@ from torch.nn import functional
 from transformers.cache_utils import DynamicLayer
 
 from worker import attention, head, lanes, packing
-from worker.backbones import compute, embed, has_layer_norm, inner, num_virtual
+from worker.backbones import compute, embed, inner, num_virtual
 from worker.distributed import ALONE, Group
 from worker.generate import read, room
 from worker.hardware import Hardware
@@ -47,9 +47,7 @@ def token_losses(model: Any, soft_prefix: Tensor | None, row: Packed, machine: H
         inputs["input_ids"] = row.input_ids
     else:
         with compute(machine):
-            embedded = embed(backbone, soft_prefix, row.input_ids)
-        # In bf16 the sum of what all examples want of the vectors they share would be a rough one.
-        inputs["inputs_embeds"] = embedded if has_layer_norm(backbone) else embedded.float()
+            inputs["inputs_embeds"] = embed(backbone, soft_prefix, row.input_ids)
     if row.layout is not None:
         inputs["position_ids"] = row.position_ids
     return head.losses(backbone, inputs, row, machine)
