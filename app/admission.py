@@ -39,6 +39,18 @@ def checked_params(
     return {key: _params(base_model, key, chosen[key]) for key in ordered}
 
 
+def _reason(error: Any, fields: Mapping[str, Any]) -> str:
+    """What a parameter may be, in plain words where pydantic's are a programmer's."""
+    kind = error["type"]
+    if kind == "extra_forbidden":
+        return f"there is no such parameter. There are {', '.join(fields)}"
+    if kind.startswith("int_"):
+        return f"give a whole number, not {error['input']!r}"
+    if kind.startswith(("float_", "finite_")):
+        return f"give a number, not {error['input']!r}"
+    return str(error["msg"]).removeprefix("Value error, ")
+
+
 def _params(base_model: BaseModel, key: str, given: Mapping[str, Any]) -> dict[str, Any]:
     method = methods.get(key)
     try:
@@ -48,7 +60,7 @@ def _params(base_model: BaseModel, key: str, given: Mapping[str, Any]) -> dict[s
         field = str(first["loc"][0]) if first["loc"] else "initialization_text"
         known = method.schema.model_fields.get(field)
         title = (known.title if known else None) or field
-        reason = first["msg"].removeprefix("Value error, ")
+        reason = _reason(first, method.schema.model_fields)
         raise Invalid(f"{method.label}: {title}: {reason}.", field=f"{key}.{field}") from None
     longest = base_model.shapes.get("max_positions")
     if longest and params.max_length > longest:

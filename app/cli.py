@@ -164,8 +164,12 @@ def receipt(
     """Write all that repeats RUN into FILE: settings, fingerprints, versions, curve, model card."""
     with database.reading() as db:
         contents = _or_exit(lambda: receipts.contents(db, receipts.get(db, run), data=data))
-    with storage.users_file(file).open("wb") as target:
-        target.writelines(zips.stream(contents, compressed=True))
+    try:
+        with storage.users_file(file).open("wb") as target:
+            target.writelines(zips.stream(contents, compressed=True))
+    except OSError as error:
+        notes.print(f"{file} cannot be written: {error.strerror}.", style="red", highlight=False)
+        raise typer.Exit(2) from None
     notes.print(f"Written: {file}", highlight=False, markup=False)
 
 

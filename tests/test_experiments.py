@@ -106,6 +106,22 @@ def test_what_is_wrong_is_named_and_nothing_is_stored(
 
 
 @pytest.mark.parametrize(
+    ("params", "said"),
+    [
+        ({"rank": "many"}, "LoRA: Rank: give a whole number, not 'many'."),
+        ({"learning_rate": "x"}, "LoRA: Learning rate: give a number, not 'x'."),
+        ({"rnk": 8}, "LoRA: rnk: there is no such parameter. There are learning_rate, "),
+    ],
+)
+def test_parameters_are_refused_in_plain_words(
+    db: Session, params: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(Invalid) as refused:
+        _create(db, methods={"lora": params})
+    assert refused.value.message.startswith(said)
+
+
+@pytest.mark.parametrize(
     ("changes", "error"),
     [
         ({"methods": {"adapters": {}}}, Invalid),

@@ -262,6 +262,9 @@ def test_pages_api_and_command_line_give_it(db: Session, tiny_model: Path, tmp_p
     assert CliRunner().invoke(cli, ["receipt", run_id, str(path)]).exit_code == 0
     assert path.read_bytes() == expected
     assert CliRunner().invoke(cli, ["receipt", waiting.id, str(path)]).exit_code == 2
+    nowhere = CliRunner().invoke(cli, ["receipt", run_id, str(path / "no" / "x.zip")])
+    assert nowhere.exit_code == 2
+    assert isinstance(nowhere.exception, SystemExit)
 
 
 def test_the_command_says_the_verdict_and_its_exit_code(
