@@ -27,10 +27,11 @@ MOMENTS = {"adamw": 8.0, "adamw_8bit": 2 + 8 / 256, "paged_adamw_8bit": 2 + 8 / 
 # What a process has before it has a model, in MB: libraries on a CPU, the context on a GPU.
 PROGRAM_MB = {False: 560.0, True: 600.0}
 SLACK = 1.1  # how much more than what is kept is resident: room that is not used again
-# Products' working memory and what else comes and goes, in MB; where a whole model is trained in
-# bytes for each of its values: the gradients of its embeddings are there twice for a moment.
-AROUND_MB = {False: 200.0, True: 0.0}
-WHOLE_AROUND = {False: 2.5, True: 0.0}
+# Products' working memory, the code that oneDNN keeps for them, and what else comes and goes, in
+# MB; where a whole model is trained in bytes for each of its values: the gradients of its embeddings
+# are there twice for a moment.
+AROUND_MB = {False: 260.0, True: 0.0}
+WHOLE_AROUND = {False: 3.5, True: 0.0}
 # Multiplications and additions a second where nothing was measured yet. On a CPU as measured on two
 # cores; a GPU's is a guess on the low side.
 SPEED = {False: 6e10, True: 3e13}
@@ -79,9 +80,6 @@ def memory(
     if method.frozen_base:
         weights = frozen_bytes(base_model, method, params, width)
         adapters, parts = 4 * trained, 1
-        if method.quantizes and not (base_model.quantization or machine.gpu):
-            # Where they were before they were quantized stays with the process.
-            program += width * linear_values(shapes) / MB
     else:  # in float32, and their copies that products are made from
         weights = (4 + (width if width < 4 else 0)) * parameters
         adapters, parts = 0, int(getattr(params, "devices", 1))
