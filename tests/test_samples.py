@@ -93,17 +93,21 @@ def test_the_training_is_the_same_with_and_without(
     _check()
 
 
-def test_answers_are_those_of_the_state_that_was_saved(db: Session, model: Path) -> None:
+def test_answers_are_those_of_the_state_that_was_saved(
+    db: Session, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The last answers are what the last state answers when it is loaded anew."""
     from app import files, prompts, storage
     from worker import backbones, generate
 
+    # In bf16 a word of this small model may turn on a rounding.
+    machine = hardware.find()._replace(dtype=hardware.FLOAT32, products="")
+    monkeypatch.setattr(hardware, "find", lambda *_: machine)
     run = small.run(db, _watching(db, model), "lora", num_epochs=3)
     attempt(run.id)
     now = small.now(run.id)
     method = methods.get("lora")
     folder = files.base_model(now.experiment.base_model_id)
-    machine = hardware.find()
     tuned, _ = backbones.load_tuned(
         method,
         method.schema.model_validate(now.params),
