@@ -155,6 +155,7 @@ def test_the_report_stands_alone(browser: TestClient, of: Experiment) -> None:
         "Classify as one of {{labels}}.", "Seed 1", "10 / 10 / 300", "What is taken for what",
     ):  # fmt: skip
         assert words in said
+    assert "None" not in said
     assert page.count('class="tradeoff"') == 3
 
 
