@@ -10,11 +10,11 @@ from playwright.sync_api import expect
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from app import storage
+from app import points, storage
 from app.comparison import baselines, classes, figures, pairs
 from app.comparison.baselines import Given
 from app.tables import Experiment
-from app.web import tradeoffs
+from app.web import drawings, tradeoffs
 from tests import answered, factories, web
 
 
@@ -223,3 +223,30 @@ def test_the_charts_are_read_out_with_the_keyboard(db: Session, of: Experiment) 
         expect(second.locator(".dot-said")).to_be_visible()
         expect(first.locator(".dot-said")).to_be_hidden()
         page.goto("about:blank")
+
+
+def test_the_axes_of_the_loss_curves_have_round_ticks(db: Session) -> None:
+    run = factories.run(db, state="running")
+    found = [factories.measured(step, loss=2.31 - 0.37 * step) for step in range(7)]
+    points.record(db, run.id, 1, found)
+    drawing = drawings.losses(db, [run], {run.id: "LoRA"})
+    assert drawing
+    at, words = zip(*drawing.x_ticks, strict=True)
+    assert words == ("0", "2", "4", "6")
+    width = drawing.right - drawing.left
+    assert at == tuple(round(drawing.left + width * n / 6, 1) for n in (0, 2, 4, 6))
+    assert [words for _, words in drawing.y_ticks] == ["0.5", "1.0", "1.5", "2.0"]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "least", "words"),
+    [
+        (0, 1, 1, ["0", "1"]),
+        (0, 3, 1, ["0", "1", "2", "3"]),
+        (0, 4950, 1, ["0", "1,000", "2,000", "3,000", "4,000"]),
+        (0.1747, 1.5, 0, ["0.5", "1.0", "1.5"]),
+        (0.3, 0.301, 0, ["0.3000", "0.3002", "0.3004", "0.3006", "0.3008", "0.3010"]),
+    ],
+)
+def test_ticks_are_round(low: float, high: float, least: float, words: list[str]) -> None:
+    assert [said for _, said in drawings.ticks(low, high, least)] == words
