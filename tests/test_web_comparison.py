@@ -91,6 +91,18 @@ def test_classes_of_a_model_matched_as_asked(browser: TestClient, of: Experiment
     assert browser.get(f"{address}?model=nobody&match=nothing").status_code == 200
 
 
+def test_the_classes_shown_first_are_those_of_the_best_run(
+    browser: TestClient, db: Session
+) -> None:
+    models = [("base", 0.97), ("prompt_tuning", 0.5), ("lora", 0.9), ("full", 0.6)]
+    of = answered.experiment(db, [answered.Model(*one) for one in models])
+    lora = next(run.id for run in of.runs if run.method == "lora")
+    page = browser.get(f"/experiments/{of.id}/classes").text
+    assert "Accuracy of LoRA: 90.0 %" in _text(page)
+    assert f'value="{lora}" selected' in page
+    assert "Classes of LoRA" in _text(browser.get(f"/experiments/{of.id}/report").text)
+
+
 def test_normalising_can_be_turned_off() -> None:
     pairs = [("Refund", "refund."), ("Refund", "Refund"), ("Account", "**Account**")]
     assert classes.of(["Refund", "Account"], pairs).accuracy == 1
