@@ -237,6 +237,20 @@ def test_the_charts_are_read_out_with_the_keyboard(db: Session, of: Experiment) 
         page.goto("about:blank")
 
 
+@pytest.mark.browser
+def test_class_names_break_inside_no_word_on_a_phone(db: Session, of: Experiment) -> None:
+    with web.served() as address, web.chromium() as chromium:
+        page = chromium.new_page(base_url=address, viewport={"width": 390, "height": 844})
+        page.goto(f"/?token={storage.token()}")
+        page.goto(f"/experiments/{of.id}/classes")
+        heads = page.locator(".classes tbody th, .matrix tbody th")
+        expect(heads).to_have_count(6)
+        high = [head.bounding_box() for head in heads.all()]
+        assert [box["height"] < 45 for box in high if box] == [True] * 6
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        page.goto("about:blank")
+
+
 def test_the_axes_of_the_loss_curves_have_round_ticks(db: Session) -> None:
     run = factories.run(db, state="running")
     found = [factories.measured(step, loss=2.31 - 0.37 * step) for step in range(7)]
