@@ -165,7 +165,7 @@ def test_the_page_keeps_its_state_in_the_address(any_db: Session, four: Four) ->
     browser = web.client()
     page = browser.get(f"/experiments/{of.id}/answers?{query}").text
     assert page.count("data-step") == 1
-    assert "Line 12 of the dataset" in page
+    assert "Row 12 of the dataset" in page
     assert f'<option value="{lora.id}" selected>LoRA' in page
     assert 'value="pair" selected' in page
     assert 'value="question"' in page
@@ -235,7 +235,7 @@ def test_no_cell_of_the_file_is_a_formula(browser: TestClient, db: Session) -> N
     assert response.headers["content-type"].startswith("text/csv")
     assert "attachment" in response.headers["content-disposition"]
     head, *rows = csv.reader(io.StringIO(response.text, newline=""))
-    assert head == ["line", "input", "expected", "LoRA", "LoRA: score", "LoRA: loss"]
+    assert head == ["row", "input", "expected", "LoRA", "LoRA: score", "LoRA: loss"]
     assert [row[0] for row in rows] == [str(n) for n in range(1, 9)]
     for row, text in zip(rows, bad, strict=True):
         kept = text if text[0] in "'p" else f"'{text}"
@@ -251,7 +251,7 @@ def test_the_files_hold_the_filters_examples(any_db: Session, four: Four) -> Non
     query = f"show=pair&x={lora.id}&y={full.id}"
     lines = browser.get(f"/experiments/{of.id}/answers.jsonl?{query}").text.splitlines()
     [told] = map(json.loads, lines)
-    assert (told["row"], told["input"], told["expected"]) == (11, "question 11", "label 11")
+    assert (told["row"], told["input"], told["expected"]) == (12, "question 11", "label 11")
     assert [(one["name"], one["text"], one["score"]) for one in told["answers"]] == [
         ("Base model", "base says 1", 1.0),
         ("LoRA", "lora says 1", 1.0),

@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 
 from app.comparison import figures, pairs, verdict
 from app.tables import Experiment
+from app.web import columns
 from tests import answered
 from tests.answered import BASE, FOUR, Model
 
@@ -34,7 +35,7 @@ def test_a_crippled_method_gets_the_right_verdict(any_db: Session) -> None:
     assert "Best answers: the data cannot tell LoRA, QLoRA and Full fine tuning apart." in said
     assert "it is better than Prompt tuning by" in said
     assert "Prompt tuning is not shown to be better than always answering the commonest" in said
-    assert "Least memory: Prompt tuning, 400.0 MB at the peak, at the price of answers" in said
+    assert "Least memory: Prompt tuning, 400 MB at the peak, at the price of answers" in said
     assert (
         "Smallest: Prompt tuning, 10.0 kB saved with the tokenizer, at the price of answers" in said
     )
@@ -58,7 +59,7 @@ def test_of_equal_methods_none_is_praised(db: Session) -> None:
     assert "Best answers: the data cannot tell Prompt tuning, LoRA, QLoRA and Full" in said
     assert "no difference from the base model can be seen" in said
     assert "better than the base" not in said
-    assert "Least memory: all take about the same, 800.0 MB at the peak." in said
+    assert "Least memory: all take about the same, 800 MB at the peak." in said
     for words in _words(found).values():
         assert "no difference can be seen on 60 examples; about" in words
         assert "would be needed to see one of 3 points" in words
@@ -77,6 +78,28 @@ def test_what_was_computed_elsewhere_is_not_called_quicker(db: Session) -> None:
     said = _verdict(db, answered.experiment(db, models))[1]
     assert "Quickest: not compared, since the runs were computed on different devices." in said
     assert "The base model has not been scored yet" in said
+
+
+def test_what_is_about_as_little_has_its_own_figure_as_in_the_table(db: Session) -> None:
+    ranks = [(8, 1060, 100), (4, 1030, 100)]
+    loras = [Model("lora", 0.9, *took, params={"rank": rank}) for rank, *took in ranks]
+    of = answered.experiment(db, [BASE, *loras, Model("full", 0.9, 3000, 200)])
+    said = _verdict(db, of)[1]
+    assert "Least memory: LoRA · rank 4 with 1.0 GB and LoRA · rank 8 with 1.1 GB at the" in said
+    assert "Quickest: LoRA · rank 8 and LoRA · rank 4, 1 min 40 s of training." in said
+    assert "Smallest: all take about the same, 5.0 MB saved with the tokenizer." in said
+    of = answered.experiment(db, loras)
+    assert "Least memory: all take about the same, 1.0 GB to 1.1 GB at" in _verdict(db, of)[1]
+
+
+def test_what_reads_the_same_in_the_table_is_marked_the_same(db: Session) -> None:
+    ranks = [(8, 1040.0), (4, 1030.0)]
+    loras = [Model("lora", 0.9, took, params={"rank": rank}) for rank, took in ranks]
+    of = answered.experiment(db, [*loras, Model("full", 0.9, 3000)])
+    shown = columns.table(db, of)
+    place = next(n for n, column in enumerate(shown.costs) if column.label == "Peak memory")
+    marks = {line.label: line.cells[place].best for line in shown.cost_lines}
+    assert marks == {"LoRA · rank 8": "least", "LoRA · rank 4": "least", "Full fine tuning": ""}
 
 
 def test_one_run_alone_is_compared_with_nothing_but_the_base(db: Session) -> None:

@@ -10,11 +10,11 @@ from playwright.sync_api import expect
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from app import storage
+from app import points, storage
 from app.comparison import baselines, classes, figures, pairs
 from app.comparison.baselines import Given
 from app.tables import Experiment
-from app.web import tradeoffs
+from app.web import drawings, tradeoffs
 from tests import answered, factories, web
 
 
@@ -91,6 +91,18 @@ def test_classes_of_a_model_matched_as_asked(browser: TestClient, of: Experiment
     assert browser.get(f"{address}?model=nobody&match=nothing").status_code == 200
 
 
+def test_the_classes_shown_first_are_those_of_the_best_run(
+    browser: TestClient, db: Session
+) -> None:
+    models = [("base", 0.97), ("prompt_tuning", 0.5), ("lora", 0.9), ("full", 0.6)]
+    of = answered.experiment(db, [answered.Model(*one) for one in models])
+    lora = next(run.id for run in of.runs if run.method == "lora")
+    page = browser.get(f"/experiments/{of.id}/classes").text
+    assert "Accuracy of LoRA: 90.0 %" in _text(page)
+    assert f'value="{lora}" selected' in page
+    assert "Classes of LoRA" in _text(browser.get(f"/experiments/{of.id}/report").text)
+
+
 def test_normalising_can_be_turned_off() -> None:
     pairs = [("Refund", "refund."), ("Refund", "Refund"), ("Account", "**Account**")]
     assert classes.of(["Refund", "Account"], pairs).accuracy == 1
@@ -155,6 +167,7 @@ def test_the_report_stands_alone(browser: TestClient, of: Experiment) -> None:
         "Classify as one of {{labels}}.", "Seed 1", "10 / 10 / 300", "What is taken for what",
     ):  # fmt: skip
         assert words in said
+    assert "None" not in said
     assert page.count('class="tradeoff"') == 3
 
 
@@ -222,3 +235,44 @@ def test_the_charts_are_read_out_with_the_keyboard(db: Session, of: Experiment) 
         expect(second.locator(".dot-said")).to_be_visible()
         expect(first.locator(".dot-said")).to_be_hidden()
         page.goto("about:blank")
+
+
+@pytest.mark.browser
+def test_class_names_break_inside_no_word_on_a_phone(db: Session, of: Experiment) -> None:
+    with web.served() as address, web.chromium() as chromium:
+        page = chromium.new_page(base_url=address, viewport={"width": 390, "height": 844})
+        page.goto(f"/?token={storage.token()}")
+        page.goto(f"/experiments/{of.id}/classes")
+        heads = page.locator(".classes tbody th, .matrix tbody th")
+        expect(heads).to_have_count(6)
+        high = [head.bounding_box() for head in heads.all()]
+        assert [box["height"] < 45 for box in high if box] == [True] * 6
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        page.goto("about:blank")
+
+
+def test_the_axes_of_the_loss_curves_have_round_ticks(db: Session) -> None:
+    run = factories.run(db, state="running")
+    found = [factories.measured(step, loss=2.31 - 0.37 * step) for step in range(7)]
+    points.record(db, run.id, 1, found)
+    drawing = drawings.losses(db, [run], {run.id: "LoRA"})
+    assert drawing
+    at, words = zip(*drawing.x_ticks, strict=True)
+    assert words == ("0", "2", "4", "6")
+    width = drawing.right - drawing.left
+    assert at == tuple(round(drawing.left + width * n / 6, 1) for n in (0, 2, 4, 6))
+    assert [words for _, words in drawing.y_ticks] == ["0.5", "1.0", "1.5", "2.0"]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "least", "words"),
+    [
+        (0, 1, 1, ["0", "1"]),
+        (0, 3, 1, ["0", "1", "2", "3"]),
+        (0, 4950, 1, ["0", "1,000", "2,000", "3,000", "4,000"]),
+        (0.1747, 1.5, 0, ["0.5", "1.0", "1.5"]),
+        (0.3, 0.301, 0, ["0.3000", "0.3002", "0.3004", "0.3006", "0.3008", "0.3010"]),
+    ],
+)
+def test_ticks_are_round(low: float, high: float, least: float, words: list[str]) -> None:
+    assert [said for _, said in drawings.ticks(low, high, least)] == words

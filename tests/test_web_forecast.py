@@ -48,9 +48,9 @@ def ready(db: Session) -> Ready:
     return base_model, factories.dataset(db)
 
 
-def worker(db: Session, memory_mb: float, device: str = "Test CPU") -> None:
+def worker(db: Session, memory_mb: float, device: str = "Test CPU", num_devices: int = 1) -> None:
     made = Worker(id=device, kind="tuner", host="here", pid=1, device=device)
-    made.memory_mb, made.num_devices = memory_mb, 1
+    made.memory_mb, made.num_devices = memory_mb, num_devices
     workers.beat(db, made)
     made.beat_at = time.time() + 600  # a slow test does not lose it
     db.merge(made)
@@ -143,6 +143,20 @@ def test_a_tight_one_says_so_and_starts(browser: TestClient, db: Session, ready:
     worker(db, float(need[1]) * 1000 * 1.07)
     assert "Tight" in _cards(browser.post("/experiments/new", data=_form(ready)).text)["full"]
     assert browser.post("/experiments", data=_form(ready, **asked)).status_code == 303
+
+
+@pytest.mark.parametrize(
+    ("device", "words"),
+    [
+        ("Test CPU", "of 24.1 GB , Test CPU"),
+        ("GPU Test", "of 24.1 GB on each of 2, GPU Test"),
+    ],
+)
+def test_memory_of_each_device_is_told_of_gpus_alone(
+    browser: TestClient, db: Session, ready: Ready, device: str, words: str
+) -> None:
+    worker(db, 24_100.0, device, 2)
+    assert words in _cards(browser.get("/experiments/new").text)["lora"]
 
 
 def test_each_machine_has_its_own_verdict(browser: TestClient, db: Session, ready: Ready) -> None:

@@ -3,6 +3,7 @@
 import ast
 import html
 import io
+import re
 import time
 import zipfile
 from pathlib import Path
@@ -214,6 +215,14 @@ def test_the_list_and_the_page_show_what_was_measured(browser: TestClient, adapt
         assert f'href="/tuned-models/{adapter}/files/tuned.zip"' in page
     assert "1,234" in page
     assert "0.0005" in page  # the learning rate it was tuned with
+    assert re.findall(r"<dt>Seed</dt><dd[^>]*>([^<]*)", page) == ["1"]
+
+
+def test_a_run_with_a_seed_of_its_own_shows_that_one(browser: TestClient, db: Session) -> None:
+    params = methods.get("lora").schema(seed=7).model_dump()
+    run = factories.tuned(db, params=params)
+    page = browser.get(f"/tuned-models/{run.id}").text
+    assert re.findall(r"<dt>Seed</dt><dd[^>]*>([^<]*)", page) == ["7"]
 
 
 @pytest.mark.parametrize("method", methods.METHODS)

@@ -5,9 +5,9 @@
 2. The base model: which runs are shown to be better than it, and which are not.
 3. Classification: a run whose interval begins below the score of always answering the commonest
    label is named.
-4. Least memory, quickest, smallest: the least figure; what is within CLOSE of it shares the place.
-   If the data show other answers to be better, that is said with it. Memory and time are left out
-   where runs were computed on different devices.
+4. Least memory, quickest, smallest: the least figure; what is within CLOSE of it shares the place,
+   with its own figure where that reads otherwise. If the data show other answers to be better, that
+   is said with it. Memory and time are left out where runs were computed on different devices.
 5. What one seed cannot show is said always.
 
 "Show" is `Difference.seen`: Holm's p-value below 5 %, and the corrected interval leaves out 0.
@@ -16,6 +16,7 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from app import units
 from app.comparison import scores
 from app.comparison.figures import Comparison, Row
 from app.comparison.pairs import Pair, points
@@ -33,6 +34,7 @@ class Wish(NamedTuple):
     words: str
     value: Callable[[Row], float | None]
     said: Callable[[float], str]
+    of: str  # what the figure is of
     by_device: bool  # whether it can be compared on one device only
 
 
@@ -131,11 +133,14 @@ def _least(found: Comparison, runs: Sequence[Row], top: Row, wish: Wish) -> list
     if wish.by_device and len({row.device for _, row in known}) > 1:
         return [f"{wish.words}: not compared, since the runs were computed on different devices."]
     least = min(value for value, _ in known)
-    close = [row for value, row in known if value <= least * (1 + CLOSE)]
-    if len(close) == len(known):
-        return [f"{wish.words}: all take about the same, {wish.said(least)}."]
+    alike = [(value, row) for value, row in known if value <= least * (1 + CLOSE)]
+    if len(alike) == len(known):
+        most = max(value for value, _ in alike)
+        ends = dict.fromkeys((wish.said(least), wish.said(most)))
+        return [f"{wish.words}: all take about the same, {' to '.join(ends)} {wish.of}."]
+    close = [row for _, row in alike]
     behind = [row for row in close if _shown(found, top, row)]
-    line = f"{wish.words}: {_and(close)}, {wish.said(least)}"
+    line = f"{wish.words}: {_each(wish, alike)} {wish.of}"
     if not behind:
         return [f"{line}."]
     cost = _joined(
@@ -146,6 +151,15 @@ def _least(found: Comparison, runs: Sequence[Row], top: Row, wish: Wish) -> list
         ]
     )
     return [f"{line}, at the price of answers worse than {top.label}'s by {cost}."]
+
+
+def _each(wish: Wish, alike: Sequence[tuple[float, Row]]) -> str:
+    """Each with its figure, the least first; the figure once where they read the same."""
+    figures = {wish.said(value) for value, _ in alike}
+    if len(figures) == 1:
+        return f"{_and([row for _, row in alike])}, {figures.pop()}"
+    ordered = sorted(alike, key=lambda one: one[0])
+    return _joined([f"{row.label} with {wish.said(value)}" for value, row in ordered])
 
 
 def _and(rows: Sequence[Row]) -> str:
@@ -166,34 +180,8 @@ def _within(row: Row) -> str:
     return f" ({100 * row.interval.low:.1f} to {100 * row.interval.high:.1f})"
 
 
-def _bytes(value: float) -> str:
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if value >= size:
-            return f"{value / size:.1f} {unit}"
-    return f"{value:.0f} bytes"
-
-
-def _seconds(value: float) -> str:
-    return f"{value / 60:.1f} min" if value >= 90 else f"{value:.1f} s"
-
-
 WISHES = (
-    Wish(
-        "Least memory",
-        lambda row: row.peak_memory_mb,
-        lambda value: f"{_bytes(value * 1e6)} at the peak",
-        True,
-    ),
-    Wish(
-        "Quickest",
-        lambda row: row.train_seconds,
-        lambda value: f"{_seconds(value)} of training",
-        True,
-    ),
-    Wish(
-        "Smallest",
-        lambda row: row.size_bytes,
-        lambda value: f"{_bytes(value)} saved with the tokenizer",
-        False,
-    ),
+    Wish("Least memory", lambda row: row.peak_memory_mb, units.memory, "at the peak", True),
+    Wish("Quickest", lambda row: row.train_seconds, units.duration, "of training", True),
+    Wish("Smallest", lambda row: row.size_bytes, units.size, "saved with the tokenizer", False),
 )

@@ -114,7 +114,7 @@ def _versus(found: figures.Comparison, pair: pairs.Pair) -> Versus:
 
 
 def _best(column: Column, rows: Sequence[figures.Row]) -> set[str]:
-    """Of what has ended well, the rows with the best figure; none where all are equal."""
+    """Of what has ended well, the rows with the best figure as it is written; none where all are equal."""
     values = {
         row.key: value
         for row in rows
@@ -122,10 +122,10 @@ def _best(column: Column, rows: Sequence[figures.Row]) -> set[str]:
         and (column.base or row.key != "base")
         and (value := column.value(row)) is not None
     }
-    if not column.best or len(set(values.values())) < 2:
+    if not column.best or len({column.text(value) for value in values.values()}) < 2:
         return set()
-    top = max(column.sign * value for value in values.values())
-    return {key for key, value in values.items() if column.sign * value == top}
+    top = column.text(max(values.values(), key=lambda value: column.sign * value))
+    return {key for key, value in values.items() if column.text(value) == top}
 
 
 def _note(task: str, found: figures.Comparison) -> str:

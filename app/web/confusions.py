@@ -1,11 +1,12 @@
 """The page of a classification's classes: one model's figures by class, and what it confuses."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from sqlalchemy.orm import Session
 
 from app import naming
-from app.comparison import baselines, classes, figures
+from app.comparison import baselines, classes, figures, scores
 from app.errors import NotFound
 from app.tables import Experiment
 
@@ -28,12 +29,12 @@ class Model(NamedTuple):
 
 
 def page(db: Session, experiment: Experiment, wanted: str, matching: str) -> dict[str, Any]:
-    """Of the model asked for, else of the last one; matched as asked for, if that can be."""
+    """Of the model asked for, else of the best run; matched as asked for, if that can be."""
     if experiment.task != "classification":
         raise NotFound("Only a classification has classes.")
     models = _models(db, experiment)
     matching = matching if matching in classes.MATCHINGS else "normalised"
-    model = next((one for one in models if one.key == wanted), models[-1] if models else None)
+    model = next((one for one in models if one.key == wanted), None) or _best(models)
     found = None
     if model:
         pairs = classes.pairs_of(db, experiment, model.owner, model.stored, matching)
@@ -50,6 +51,13 @@ def page(db: Session, experiment: Experiment, wanted: str, matching: str) -> dic
         "is_small": found is not None and len(found.classes) < MOST_COLUMNS,
         "confusions": found.confusions[:MOST_CONFUSIONS] if found else [],
     }
+
+
+def _best(models: Sequence[Model]) -> Model | None:
+    """The run with the highest score by the task's first metric; the base model where there is none."""
+    metric = scores.primary("classification")
+    runs = [one for one in models if one.key != "base"] or models
+    return max(runs, key=lambda one: one.stored.get("metrics", {}).get(metric, -1.0), default=None)
 
 
 def _models(db: Session, experiment: Experiment) -> list[Model]:

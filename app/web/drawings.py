@@ -1,5 +1,6 @@
 """The loss curves as a drawing that needs no script: for the report."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +9,6 @@ from sqlalchemy.orm import Session
 
 from app import methods, points
 from app.tables import Run
-from app.web import formats
 
 WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 900, 300, 56, 12, 36
 MOST = 400  # steps that a curve is drawn from, so that the file stays small
@@ -74,12 +74,19 @@ def losses(db: Session, runs: Sequence[Run], labels: dict[str, str]) -> Drawing 
             for run in runs
             if train[run.id]
         ],
-        [(at((last * part / 4, low))[0], f"{last * part / 4:,.0f}") for part in range(5)],
-        [
-            (at((0, loss))[1], formats.figure(loss))
-            for loss in (low + (high - low) * part / 4 for part in range(5))
-        ],
+        [(at((step, low))[0], words) for step, words in ticks(0, last, least=1)],
+        [(at((0, loss))[1], words) for loss, words in ticks(low, high)],
     )
+
+
+def ticks(low: float, high: float, least: float = 0.0) -> list[tuple[float, str]]:
+    """Round values in between and how they are written: 1, 2 or 5 apart, or such a power of ten's."""
+    rough = max((high - low) / 5, least)
+    power = math.floor(math.log10(rough) + 1e-9)
+    step = next(lead * 10.0**power for lead in (1, 2, 5, 10) if lead * 10.0**power >= rough * 0.999)
+    digits = max(0, -math.floor(math.log10(step) + 1e-9))
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [(place * step, f"{place * step:,.{digits}f}") for place in range(first, last + 1)]
 
 
 def _places(found: Sequence[Any], kind: str) -> list[Place]:

@@ -134,7 +134,7 @@ def as_csv(experiment_id: str, sent: Mapping[str, str]) -> Iterator[str]:
         if heads is None:
             heads = found
             names = [(m.label, f"{m.label}: score", f"{m.label}: loss") for m in found]
-            writer.writerow(map(_safe, ("line", "input", "expected", *chain(*names))))
+            writer.writerow(map(_safe, ("row", "input", "expected", *chain(*names))))
         if one is not None:
             cells = [(a.text, a.score, a.loss) if a else ("", "", "") for a in one.answers]
             writer.writerow(map(_safe, (one.row + 1, one.input, one.expected, *chain(*cells))))
@@ -158,7 +158,7 @@ def as_jsonl(experiment_id: str, sent: Mapping[str, str]) -> Iterator[str]:
             for model, given in zip(found, one.answers, strict=True)
             if given
         ]
-        told = {"row": one.row, "input": one.input, "expected": one.expected}
+        told = {"row": one.row + 1, "input": one.input, "expected": one.expected}
         yield json.dumps(told | {"answers": answers}, ensure_ascii=False) + "\n"
 
 

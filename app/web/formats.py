@@ -5,6 +5,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
+from app import units
+
 NOTHING = "–"  # noqa: RUF001 - an en dash, as tables have it where there is no figure
 
 STATES = {
@@ -48,37 +50,17 @@ def percent(share: float | None, digits: int = 1) -> str:
 
 def size(num_bytes: float | None) -> str:
     """Bytes in the largest unit that keeps a digit before the point; steps of 1000."""
-    if num_bytes is None:
-        return NOTHING
-    value = float(num_bytes)
-    for unit in ("B", "kB", "MB"):
-        if value < 999.5:
-            return f"{value:.0f} {unit}" if unit == "B" or value >= 99.95 else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:.1f} GB"
+    return NOTHING if num_bytes is None else units.size(num_bytes)
 
 
 def memory(megabytes: float | None) -> str:
     """Megabytes as the workers measure them."""
-    if megabytes is None or megabytes >= 1:
-        return NOTHING if megabytes is None else size(megabytes * 1e6)
-    return f"{megabytes:.1f} MB" if megabytes >= 0.05 else "0 MB"
+    return NOTHING if megabytes is None else units.memory(megabytes)
 
 
 def duration(seconds: float | None) -> str:
     """3 min 20 s; the two largest units that matter."""
-    if seconds is None:
-        return NOTHING
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min"
+    return NOTHING if seconds is None else units.duration(seconds)
 
 
 def between(found: tuple[float, float] | None, words: Callable[[float], str]) -> str:

@@ -51,5 +51,5 @@ def _params(run: Run) -> list[tuple[str, str]]:
     fields = methods.get(run.method).schema.model_fields
     return [
         ((fields[key].title if key in fields else None) or key, naming.written(value))
-        for key, value in run.params.items()
+        for key, value in naming.settings(run).items()
     ]

@@ -5,7 +5,7 @@ from typing import Literal
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from app import trash, tuned_models
+from app import naming, trash, tuned_models
 from app.comparison import scores
 from app.web import archives, pages, snippets
 from app.web.sessions import Reading, Writing
@@ -29,6 +29,7 @@ def show(request: Request, db: Reading, run_id: str) -> Response:
         request,
         "tuned_model.html",
         run=run,
+        settings=naming.settings(run),
         metrics=scores.METRICS[run.experiment.task],
         code=snippets.loading(run, tuned_models.folder_name(run, "tuned")),
     )
