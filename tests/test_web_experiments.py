@@ -449,6 +449,28 @@ def test_time_left_is_a_range_once_it_can_be_told(
 
 
 @pytest.mark.parametrize(
+    ("phase", "words", "left"),
+    [
+        ("scoring", "Answering the test examples", "none; scoring"),
+        (
+            "Scoring the tuned model: answers, 64 of 80",
+            "Scoring the tuned model: answers",
+            "none; scoring, 64 of 80",
+        ),
+        ("Measuring the base model, 8 of 9", "Measuring the base model", "none; scoring, 8 of 9"),
+        ("waiting for the file store", "Waiting for the file store", formats.NOTHING),
+        ("", "Running", "0 s"),
+    ],
+)
+def test_a_run_at_work_says_what_it_does_after_its_last_step(
+    phase: str, words: str, left: str
+) -> None:
+    run = Run(state="running", phase=phase, step=100, num_steps=100, train_seconds=10.0)
+    assert panels.words(run) == words
+    assert panels.time_left(run, []) == left
+
+
+@pytest.mark.parametrize(
     ("low", "high", "words"),
     [
         (0.2, 0.8, "0 to 1 s"),

@@ -1,5 +1,6 @@
 """What a run's panel says, in words: for the page and for the stream that keeps it current."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +19,8 @@ PHASES = {
     "scoring": "Answering the test examples",
     "saving": "Saving",
 }
+SCORING = ("Scoring ", "Measuring the base model")  # how worker/scoring.py says how far it is
+COUNTED = re.compile(r"(.+), (\d+ of \d+)")
 STATES = {
     "queued": "In the queue",
     "cancelling": "Cancelling",
@@ -82,10 +85,26 @@ def panel(run: Run, tail: Sequence[Any]) -> dict[str, str]:
 
 
 def words(run: Run) -> str:
-    """The state, or of a running run its phase, as a person would say it."""
+    """The state, or of a running run its phase, as a person would say it; without its count, so
+    that it changes, and is read aloud, seldom."""
     if run.state == "running":
-        return PHASES.get(run.phase, "Running")
+        doing = _counted(run)[0]
+        return PHASES.get(doing) or doing[:1].upper() + doing[1:] or "Running"
     return STATES.get(run.state, run.state)
+
+
+def _counted(run: Run) -> tuple[str, str]:
+    """The run's phase in two: what it does, and how far it is with that, such as "64 of 80"."""
+    found = COUNTED.fullmatch(run.phase)
+    return (found[1], found[2]) if found else (run.phase, "")
+
+
+def _after(run: Run) -> str:
+    """What is said instead of the time left once there is none: how far the scoring is."""
+    doing, count = _counted(run)
+    if doing != "scoring" and not doing.startswith(SCORING):
+        return formats.NOTHING
+    return f"none; scoring, {count}" if count else "none; scoring"
 
 
 def _best(run: Run) -> str:
@@ -100,8 +119,10 @@ def time_left(run: Run, trained: Sequence[Any]) -> str:
 
     Scoring comes after that and is not in it.
     """
-    if run.state != "running" or run.phase not in ("", "training") or not run.num_steps:
+    if run.state != "running" or not run.num_steps:
         return formats.NOTHING
+    if run.phase not in ("", "training"):
+        return _after(run)
     if run.step < FEWEST_STEPS or not run.train_seconds:
         return "estimating"
     paces = [run.train_seconds / run.step]
