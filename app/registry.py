@@ -76,3 +76,13 @@ def keep(db: Session, run_id: str, attempt: int, kept: Collection[tuple[int, int
     crashpoint("checkpoint.forgotten")
     for path in gone:
         files.remove(path)
+
+
+def drop(db: Session, run_id: str) -> None:
+    """Forget and remove all checkpoints of a run that has succeeded: it is never gone on with.
+
+    What a process that dies here leaves, the disk page offers to delete (app/disk.py).
+    """
+    db.execute(delete(Checkpoint).where(Checkpoint.run_id == run_id))
+    db.commit()
+    files.remove(storage.files_of_run(run_id) / "checkpoints")

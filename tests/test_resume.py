@@ -289,8 +289,26 @@ def test_old_checkpoints_are_pruned_and_damaged_ones_named_and_passed_over(
     assert small.now(run.id).state == "succeeded"
     assert small.curve(run.id) == curve
     assert small.left(run.id) == files
-    assert len(folders(run.id)) == 2
+    assert folders(run.id) == []  # it has succeeded
     check()
+
+
+def test_a_run_that_has_succeeded_keeps_no_checkpoints(
+    db: Session, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drop = registry.drop
+    monkeypatch.setattr(registry, "drop", lambda db, run_id: 1 / 0)
+    for left in (True, False):
+        run = small.run(db, small.experiment(db, model), "full")
+        attempt(run.id)
+        assert small.now(run.id).state == "succeeded", small.said(run.id)
+        assert bool(registry.of(db, run.id)) == left
+        folder = storage.files_of_run(run.id)
+        assert (folder / "checkpoints").exists() == left
+        assert (folder / "best").is_dir()
+        assert (folder / "last").is_dir()
+        check()
+        monkeypatch.setattr(registry, "drop", drop)
 
 
 def test_all_checkpoints_damaged_starts_anew(db: Session, model: Path) -> None:

@@ -3,6 +3,7 @@
 Of processes that share a run each has a recorder, in step with the others; the first one writes.
 """
 
+import logging
 import time
 from collections.abc import Callable
 from typing import Any
@@ -21,6 +22,8 @@ from worker.watch import Stopped
 
 RECORD_SECONDS = 0.2  # on a fast machine points are stored together, this often
 KEPT = 2  # checkpoints
+
+log = logging.getLogger(__name__)
 
 
 def save(job: Job, model: Any, state: checkpoints.State, folder: storage.Path) -> None:
@@ -95,6 +98,14 @@ def resume(job: Job, state: checkpoints.State) -> None:
         job.tell(f"Going on from the checkpoint of step {state.step}.")
     elif run.attempt > 1:
         job.tell("Nothing had been saved yet: starting from the beginning.")
+
+
+def tidy(run_id: str) -> None:
+    """Remove what the succeeded run was to be gone on with from; that it ended is told already."""
+    try:
+        database.lasting(lambda db: registry.drop(db, run_id))
+    except Exception:
+        log.warning("The checkpoints of run %s are still there.", run_id, exc_info=True)
 
 
 class Recorder:

@@ -42,7 +42,7 @@ from worker.distributed import ALONE, Group
 from worker.job import Job, like_before
 from worker.keeper import SAVED
 from worker.material import gather, know_base
-from worker.recorder import Recorder, resume
+from worker.recorder import Recorder, resume, tidy
 from worker.samples import Samples
 from worker.watch import Stopped, Watch
 
@@ -76,6 +76,7 @@ def tune(run: Run, watch: Watch, group: Group = ALONE) -> None:
     job.store(scores=scoring.score_run(job), figures=_figures(job))
     scoring.score_base(job)
     database.lasting(lambda db: runs.finish(db, run.id, run.attempt))
+    tidy(run.id)
 
 
 def _describe(job: Job) -> None:
