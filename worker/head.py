@@ -171,9 +171,7 @@ def _pieces(head: Head, hidden: Tensor, targets: Tensor, *, learns: bool) -> Mad
     losses = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
     back = torch.empty_like(hidden) if learns else None
     sums: list[Tensor | None] = [None] * len(head.trained)
-    # Gradients are added to no value yet: a lane need not wait here for the other.
-    lane = lanes._lane.set(0)
-    try:
+    with lanes.at_once():
         for piece in head.pieces(len(hidden)):
             with torch.set_grad_enabled(learns):
                 given = hidden[piece].requires_grad_(learns)
@@ -188,8 +186,6 @@ def _pieces(head: Head, hidden: Tensor, targets: Tensor, *, learns: bool) -> Mad
                 if part is not None:
                     before = sums[place]
                     sums[place] = part if before is None else before.add_(part)
-    finally:
-        lanes._lane.reset(lane)
     return losses, back, sums
 
 

@@ -67,6 +67,16 @@ def side_by_side(
 
 
 @contextmanager
+def at_once() -> Iterator[None]:
+    """Let no gradient wait here for the other lane's: it is added to no value yet."""
+    token = _lane.set(0)
+    try:
+        yield
+    finally:
+        _lane.reset(token)
+
+
+@contextmanager
 def in_order(values: Iterable[Tensor]) -> Iterator[Callable[[], None]]:
     """Have the second lane add its gradient to each value after the first has: the sum of more than
     two depends on their order. Each lane calls what is given when its way back has ended, or failed.

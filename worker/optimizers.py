@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from app import capacity
 from app.errors import StudioError
 from app.methods import Params
 from worker import distributed
@@ -26,7 +27,7 @@ def make(
 
     Raises StudioError for one of 8 bits where there is no CUDA GPU, or over values that are spread.
     """
-    if params.optimizer == "adamw":
+    if params.optimizer == capacity.PLAIN:
         return torch.optim.AdamW(groups, lr=params.learning_rate, fused=True)
     if machine.device != "cuda":
         raise StudioError(
