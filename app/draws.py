@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from app.lengths import Lengths
 from app.methods import Method
 
+LEAST_LENT = 128  # as in worker/grouping.py
 MOST_DRAWN = 20_000  # examples drawn to find the largest row and the mean one
 
 
@@ -34,12 +35,23 @@ class Work(NamedTuple):
 def packed(
     examples: Sequence[tuple[int, int]], shared: int, virtual: int, budget: int
 ) -> list[Row]:
-    """The rows of one step, by the rule of worker/packing.py, from lengths alone."""
+    """The rows of one step, by the rule of worker/grouping.py, from lengths alone."""
     shared = min(shared, min(prompt for prompt, _ in examples) - 1)
+    before = virtual + shared
+    own = ((one[0] + one[1] - 1 - shared, one[1]) for one in examples)
+    lengths = sorted(own, key=lambda one: one[0])
+    rows = _cut(lengths, before, budget)
+    if len(rows) > 1:
+        lent = _cut(lengths, 0, budget)  # the prefix lies alone, and all borrow it
+        if before * (len(lent) - 1) >= LEAST_LENT:
+            return [Row(before, (), 0), *lent]
+    return rows
+
+
+def _cut(lengths: Sequence[tuple[int, int]], before: int, budget: int) -> list[Row]:
     rows: list[tuple[list[int], list[int]]] = []
-    before, room = virtual + shared, 0
-    lengths = ((one[0] + one[1] - 1 - shared, one[1]) for one in examples)
-    for length, answer in sorted(lengths, key=lambda one: one[0]):
+    room = 0
+    for length, answer in lengths:
         if not rows or room + length > budget:
             rows.append(([], []))
             room = before

@@ -11,7 +11,7 @@ from torch import Tensor
 from app import methods
 from tests import tiny
 from tests.engine import MACHINE
-from worker import attention, backbones, evaluate, obstacles, packing, products, thrift
+from worker import attention, backbones, grouping, learn, obstacles, packing, products, thrift
 from worker.packing import Row
 
 CLOSE = 1e-5
@@ -36,6 +36,13 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     },
 }
 PREFIXES = {"none": 0, "one token": 1, "short": 4, "long": 23}
+
+
+@pytest.fixture(autouse=True)
+def all_lend(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prefixes this short would not be worth a row of their own."""
+    monkeypatch.setattr(grouping, "LEAST_LENT", 1)
+    monkeypatch.setattr(grouping, "LEAST_PAIR", 1)
 
 
 @pytest.fixture(autouse=True)
@@ -121,18 +128,24 @@ def alone(
 
 
 def together(
-    model: Any, soft_prefix: Tensor | None, rows: list[Row], budget: int, *, plain: bool = False
+    model: Any,
+    soft_prefix: Tensor | None,
+    rows: list[Row],
+    budget: int,
+    *,
+    plain: bool = False,
+    lend: bool = True,
+    pairs: bool = False,
 ) -> tuple[float, dict[str, Tensor]]:
     """Loss and gradients of the packed rows, as training takes them."""
     model.zero_grad()
     targets = sum(len(row.answer_ids) for row in rows)
-    total = 0.0
-    virtual = 0 if soft_prefix is None else len(soft_prefix)
-    for row in packing.pack(rows, budget, virtual, plain=plain):
-        with attention.packed(backbones.inner(model), row.layout):
-            loss = evaluate.token_losses(model, soft_prefix, row, MACHINE).sum() / targets
-            loss.backward()
-        total += float(loss.detach())
+    virtual = backbones.num_virtual(soft_prefix)
+    packed = packing.pack(rows, budget, virtual, plain=plain, lend=lend, pairs=pairs)
+    parts = [learn.Part(row, 1 / targets, 1) for row in packed]
+    trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    learner = learn.Learner(model, soft_prefix, trained, MACHINE._replace(threads=2))
+    total = sum(loss for loss, _ in learner.step(parts, paired=pairs))
     return total, gradients(model)
 
 
@@ -156,13 +169,20 @@ def check(found: tuple[float, dict[str, Tensor]], true: tuple[float, dict[str, T
 @pytest.mark.parametrize("prefix", PREFIXES.values(), ids=PREFIXES.keys())
 @pytest.mark.parametrize("key", methods.METHODS)
 def test_packed_rows_are_exact_for_every_method(
-    folders: dict[str, Path], key: str, prefix: int, checkpointing: bool
+    folders: dict[str, Path],
+    key: str,
+    prefix: int,
+    checkpointing: bool,
 ) -> None:
     model, soft = tuned(folders["llama"], key, gradient_checkpointing=checkpointing)
     rows = examples(prefix)
     true = alone(model, soft, rows)
     check(together(model, soft, rows, budget=1000), true)  # all in one row
     check(together(model, soft, rows, budget=prefix + 35), true)  # gathered from several
+    check(together(model, soft, rows, budget=prefix + 35, lend=False), true)
+    if not checkpointing:
+        check(together(model, soft, rows, budget=1000, pairs=True), true)  # two at the same time
+        check(together(model, soft, rows, budget=50, pairs=True), true)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])

@@ -15,7 +15,7 @@ from app import storage
 from app.points import Measured
 from tests import engine, sharing, tiny
 from tests.sharing import CASES, EXAMPLES, HALFWAY
-from worker import backbones, distributed, evaluate, packing
+from worker import backbones, distributed, evaluate, grouping
 from worker.packing import Row
 
 SLOW = 560  # seconds: on a busy machine the two wait for each other at every step
@@ -183,8 +183,8 @@ def test_all_give_up_together_when_the_loss_stays_no_number(out: Path, key: str)
 def test_examples_are_dealt_by_their_tokens() -> None:
     lengths = [9, 2, 3, 9, 4, 2, 30]
     rows = [Row([5] * (length - 1), [7]) for length in lengths]
-    dealt = packing.deal(range(7), lengths, 3)
+    dealt = grouping.deal(range(7), lengths, 3)
     assert sorted(index for part in dealt for index in part) == list(range(7))
     assert [sum(lengths[index] for index in part) for part in dealt] == [30, 15, 14]
-    assert packing.deal(range(1), lengths, 3) == [[0], [], []]
+    assert grouping.deal(range(1), lengths, 3) == [[0], [], []]
     assert distributed.ALONE.rows(rows, 1000, 0, plain=False)[0][1] == 1.0

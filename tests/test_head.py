@@ -133,7 +133,8 @@ def test_no_lane_waits_for_the_other_on_its_way_to_the_loss(
 
     monkeypatch.setattr(evaluate, "token_losses", meet)
     machine = MACHINE._replace(threads=2)
-    assert learn.learn(setup.model, None, parts, setup.state.trained, machine) > 0
+    learner = learn.Learner(setup.model, None, setup.state.trained, machine)
+    assert [count for _, count in learner.step(parts, paired=True)] == [2]
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma2", "granite", "gpt2", "tied"])

@@ -1,7 +1,9 @@
 """Two rows side by side: the same numbers as one after the other, whatever happens in a lane."""
 
 import threading
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from app import methods
 from app.processes import start
 from tests import tiny
 from tests.engine import MACHINE, Setup, rows
-from worker import evaluate, lanes, packing, train
+from worker import evaluate, lanes, learn, packing, train
 
 PAIRED = MACHINE._replace(threads=2)
 METHODS = list(methods.METHODS)
@@ -31,19 +33,10 @@ def trained(folder: Path, key: str, machine: object = PAIRED, **changes: object)
     return setup
 
 
-def one_by_one(work, given, machine):  # type: ignore[no-untyped-def]
-    """The same rows one after the other on one thread, each in the lane that it would have."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return [work(part) for part in given]
-    finally:
-        torch.set_num_threads(before)
-
-
+@pytest.mark.parametrize("slow", [0, 1])
 @pytest.mark.parametrize("key", METHODS)
-def test_side_by_side_gives_bit_for_bit_what_one_after_the_other_gives(
-    folder: Path, key: str, monkeypatch: pytest.MonkeyPatch
+def test_the_result_is_the_same_bit_for_bit_whichever_lane_is_slower(
+    folder: Path, key: str, slow: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     changes = {"dropout": 0.2} if "lora" in key else {}
     changes |= (
@@ -53,7 +46,17 @@ def test_side_by_side_gives_bit_for_bit_what_one_after_the_other_gives(
     )
     together = trained(folder, key, **changes)
     assert together.state.paired
-    monkeypatch.setattr(lanes, "side_by_side", one_by_one)
+    there = learn.Learner._there
+
+    def late(*given: Any) -> Any:
+        if lanes.number() == slow:
+            time.sleep(0.02)
+        made = there(*given)
+        if lanes.number() == slow:
+            time.sleep(0.02)
+        return made
+
+    monkeypatch.setattr(learn.Learner, "_there", late)
     apart = trained(folder, key, **changes)
     assert together.losses == apart.losses  # type: ignore[attr-defined]
     for name, value in together.state.trained.items():
@@ -69,7 +72,7 @@ def test_gradients_are_added_in_the_order_of_the_lanes() -> None:
     with lanes.in_order([value]) as ended:
 
         def work(number: int) -> None:
-            if number == 0:
+            if number == lanes.FIRST:
                 second_is_there.wait(5)
             else:
                 second_is_there.set()
@@ -79,7 +82,7 @@ def test_gradients_are_added_in_the_order_of_the_lanes() -> None:
                 ended()
 
         lanes.side_by_side(work, [0, 1], PAIRED)
-    assert order == [0, 1]
+    assert order == [1, 0]
     assert float(value.grad) == 3.0  # type: ignore[arg-type]
 
 
@@ -89,7 +92,7 @@ def test_a_lane_that_fails_keeps_nobody_waiting() -> None:
 
         def work(number: int) -> None:
             try:
-                if number == 0:
+                if number == lanes.FIRST:
                     raise MemoryError
                 value.sum().backward()  # type: ignore[no-untyped-call]
             finally:

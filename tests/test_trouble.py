@@ -21,20 +21,20 @@ from worker.signs import LONG, Divergence
 
 def lacking(monkeypatch: pytest.MonkeyPatch, error: Exception, room: int, thrifty: int) -> None:
     """A machine on which longer rows than `room`, checkpointed `thrifty`, find no memory."""
-    learned = learn.learn
+    learned = learn.Learner._learn
 
-    def narrow(given: Any, soft_prefix: Any, parts: Any, *rest: Any) -> float:
-        most = thrifty if inner(given).is_activation_checkpointing else room
+    def narrow(learner: Any, parts: Any, lender: Any) -> float:
+        most = thrifty if inner(learner.model).is_activation_checkpointing else room
         if sum(part.row.tokens for part in parts) > most:
             raise error
-        return learned(given, soft_prefix, parts, *rest)
+        return learned(learner, parts, lender)
 
-    monkeypatch.setattr(learn, "learn", narrow)
+    monkeypatch.setattr(learn.Learner, "_learn", narrow)
 
 
 def finding(monkeypatch: pytest.MonkeyPatch, by_step: Callable[[int], float | None]) -> None:
     """Training that finds these losses; None: what it really finds."""
-    learned, step, states = learn.learn, train._step, []
+    learned, step, states = learn.Learner._learn, train._step, []
 
     def noted(run: Any) -> Any:
         states[:] = [run.state]
@@ -46,7 +46,7 @@ def finding(monkeypatch: pytest.MonkeyPatch, by_step: Callable[[int], float | No
         return true if told is None else told
 
     monkeypatch.setattr(train, "_step", noted)
-    monkeypatch.setattr(learn, "learn", found)
+    monkeypatch.setattr(learn.Learner, "_learn", found)
 
 
 @pytest.fixture(autouse=True)

@@ -14,6 +14,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from worker import block_attention
 from worker.layouts import Block, Blocks, Layout
+from worker.lending import Lender
+from worker.pieces import Before
 
 NAME = "packed_rows"
 HELD = "studio_held"  # the attribute of a layer with the dtype of what it keeps for its way back
@@ -23,13 +25,14 @@ SHORT = 256  # tokens
 
 
 _row: ContextVar[Layout | None] = ContextVar("row", default=None)
+_lender: ContextVar[Lender | None] = ContextVar("lender", default=None)
 
 
 @contextmanager
-def packed(model: Any, row: Layout | None) -> Iterator[None]:
+def packed(model: Any, row: Layout | None, lender: Lender | None = None) -> Iterator[None]:
     """Let `model` (transformers') attend as this packed row needs; forward and backward go inside.
 
-    None: a plain row, nothing is changed.
+    None: a plain row, nothing is changed. `lender`: whom the row lends its prefix to or borrows one from.
     """
     if row is None:
         yield
@@ -37,11 +40,12 @@ def packed(model: Any, row: Layout | None) -> Iterator[None]:
     before = model.config._attn_implementation
     if before != NAME:
         model.set_attn_implementation(NAME)
-    token = _row.set(row)
+    token, given = _row.set(row), _lender.set(lender)
     try:
         yield
     finally:
         _row.reset(token)
+        _lender.reset(given)
         if before != NAME:
             model.set_attn_implementation(before)
 
@@ -148,36 +152,44 @@ def attend(
     for name in UNKNOWN:
         if others.get(name) is not None:
             raise NotImplementedError(f"attention with {name}")
+    before: Before | None = None
+    if (lender := _lender.get()) is not None:
+        row = attention_mask.layout
+        if row.borrows:
+            before = lender.borrow(module)
+        else:
+            key, value = lender.lend(module, key, value, row.prefix)
     if softcap is None and not dropout and block_attention.suits(query, key, value, attention_mask):
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         held = getattr(module, HELD, None) or query.dtype
-        return block_attention.attend(query, key, value, attention_mask, scale, held), None
+        return block_attention.attend(query, key, value, before, attention_mask, scale, held), None
     return _attend_by_autograd(
-        query, key, value, attention_mask, _How(scaling, dropout, softcap)
+        query, key, value, before, attention_mask, _How(scaling, dropout, softcap)
     ), None
 
 
 def _attend_by_autograd(
-    query: Tensor, key: Tensor, value: Tensor, blocks: Blocks, how: _How
+    query: Tensor, key: Tensor, value: Tensor, before: Before | None, blocks: Blocks, how: _How
 ) -> Tensor:
-    row, prefix = blocks.layout, blocks.layout.prefix
+    row, first = blocks.layout, blocks.layout.first
     sizes = [len(block.gathered) for block in row.blocks]
     parts = [
-        torch.split(part[0, :, prefix : row.tokens].transpose(0, 1), sizes)
+        torch.split(part[0, :, first : row.tokens].transpose(0, 1), sizes)
         for part in (query, key, value)
     ]
-    first, *shared = (part[:, :, :prefix] for part in (query, key, value))
+    asking, *own_prefix = (part[:, :, :first] for part in (query, key, value))
+    shared = before or own_prefix
     answers: list[Tensor] = []
-    if prefix:
-        head = _weigh(first, shared[0], shared[1], blocks.head, how)
+    if first:
+        head = _weigh(asking, shared[0], shared[1], blocks.head, how)
         answers.append(head[0].transpose(0, 1))
     for block, *own in zip(row.blocks, *parts, strict=True):
         asking, *seen = (_spread(block, part) for part in own)
         keys, values = (
-            torch.cat((before.expand(block.examples, -1, -1, -1), after), dim=2)
-            for before, after in zip(shared, seen, strict=True)
+            torch.cat((theirs.expand(block.examples, -1, -1, -1), after), dim=2)
+            for theirs, after in zip(shared, seen, strict=True)
         )
-        mask = blocks.tail[: block.longest, : prefix + block.longest]
+        mask = blocks.tail[: block.longest, : row.prefix + block.longest]
         tail = _weigh(asking, keys, values, mask, how).transpose(1, 2).flatten(0, 1)
         answers.append(_Gather.apply(tail, block.gathered))  # type: ignore[no-untyped-call]
     spare = query.shape[2] - row.tokens

@@ -1,18 +1,20 @@
 """The attention of a packed row with a way back written by hand, for processors.
 
 Only the queries, keys and values are kept, narrow; the weights are made again, in float32 or wider.
-Each gradient is written once, where autograd would fill, add and copy a tensor for every slice.
+All tokens of the examples look at the shared prefix in one product, and at their own example in
+products of a block. Each gradient is written once, where autograd would fill, add and copy a tensor
+for every slice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from worker.layouts import Block, Blocks
+from worker.layouts import Blocks
+from worker.pieces import Before, Row, row_of
 
 LARGEST = 2**24  # weights made at a time: more would take much memory
 
@@ -20,10 +22,8 @@ LARGEST = 2**24  # weights made at a time: more would take much memory
 def suits(query: Tensor, key: Tensor, value: Tensor, blocks: Blocks) -> bool:
     """Whether `attend` knows how: one dtype, on a processor, no overly long texts."""
     row = blocks.layout
-    most = max(
-        row.prefix**2,
-        *(block.examples * block.longest * (row.prefix + block.longest) for block in row.blocks),
-    )
+    sizes = (block.examples * block.longest * (row.prefix + block.longest) for block in row.blocks)
+    most = max(row.prefix**2, *sizes, 0)
     return (
         query.device.type == "cpu"
         and query.dtype == key.dtype == value.dtype
@@ -33,145 +33,98 @@ def suits(query: Tensor, key: Tensor, value: Tensor, blocks: Blocks) -> bool:
 
 
 def attend(
-    query: Tensor, key: Tensor, value: Tensor, blocks: Blocks, scaling: float, held: torch.dtype
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    before: Before | None,
+    blocks: Blocks,
+    scaling: float,
+    held: torch.dtype,
 ) -> Tensor:
-    """(1, heads, tokens, width) in, (1, tokens, heads, width) out; `held`: the dtype of what is kept."""
-    made: Tensor = _Attend.apply(query, key, value, blocks, scaling, held)  # type: ignore[no-untyped-call]
+    """(1, heads, tokens, width) in, (1, tokens, heads, width) out; `held`: the dtype of what is kept.
+
+    `before`, (1, heads of keys, prefix, width) each, where the row does not begin with its prefix.
+    """
+    lent = before or (None, None)
+    made: Tensor = _Attend.apply(query, key, value, *lent, blocks, scaling, held)  # type: ignore[no-untyped-call]
     return made
-
-
-class _Piece(NamedTuple):
-    """The prefix, or a block of examples: which tokens of the row it is, and who sees whom in it."""
-
-    where: slice
-    block: Block | None
-    before: int  # tokens of the prefix that are seen as well
-    mask: Tensor  # (longest, before + longest), True: sees
-
-    @property
-    def examples(self) -> int:
-        return self.block.examples if self.block else 1
-
-    @property
-    def is_full(self) -> bool:
-        """Whether no place is padding."""
-        block = self.block
-        return block is None or len(block.gathered) == block.examples * block.longest
-
-    def spread(self, tokens: Tensor) -> Tensor:
-        """The piece's tokens in its places: (tokens, heads, width) -> (places, heads, width)."""
-        own = tokens[self.where]
-        return own if self.is_full else own.index_select(0, self.block.spread)  # type: ignore[union-attr]
-
-    def spread_back(self, gradient: Tensor) -> Tensor:
-        """The same of a gradient: nothing comes from padding."""
-        own = gradient[self.where]
-        if self.block is None or self.is_full:
-            return own
-        places = own.new_zeros((self.block.examples * self.block.longest, *own.shape[1:]))
-        return places.index_copy_(0, self.block.gathered, own)
-
-    def gather(self, places: Tensor, tokens: Tensor) -> None:
-        """Put what stands at the places, (count, groups, ..., width), into the piece's tokens."""
-        count, groups, _, width = places.shape
-        heads = tokens.shape[1]
-        apart = places.view(count, groups, heads // groups, -1, width).permute(0, 3, 1, 2, 4)
-        if self.block is None or self.is_full:
-            tokens[self.where].view(apart.shape).copy_(apart)
-        else:
-            flat = apart.reshape(-1, heads, width)
-            torch.index_select(flat, 0, self.block.gathered, out=tokens[self.where])
-
-    def fold(self, places: Tensor, groups: int) -> Tensor:
-        """(places, heads, width) -> (count, groups, heads of a group x longest, width).
-
-        Heads that share keys become more queries to these keys, so that no key is copied.
-        """
-        heads, width = places.shape[1:]
-        apart = places.view(self.examples, -1, groups, heads // groups, width)
-        return apart.permute(0, 2, 3, 1, 4).reshape(self.examples, groups, -1, width)
-
-    def seen(self, tokens: Tensor) -> Tensor:
-        """Keys or values: (tokens, groups, width) -> (count, groups, before + longest, width)."""
-        own = self.fold(self.spread(tokens), tokens.shape[1])
-        if not self.before:
-            return own
-        shared = tokens[: self.before].transpose(0, 1)
-        return torch.cat((shared.expand(self.examples, -1, -1, -1), own), dim=2)
-
-    def weights(self, asking: Tensor, keys: Tensor, scaling: float) -> Tensor:
-        """(count, groups, queries, before + longest)."""
-        bias = torch.zeros(self.mask.shape, dtype=asking.dtype).masked_fill_(~self.mask, -torch.inf)
-        bias = bias.repeat(asking.shape[2] // len(bias), 1)
-        scores = torch.baddbmm(
-            bias, asking.flatten(0, 1), keys.flatten(0, 1).transpose(1, 2), alpha=scaling
-        )
-        return scores.softmax(-1).view(*asking.shape[:3], -1)
-
-
-def _pieces(blocks: Blocks) -> Iterator[_Piece]:
-    prefix = done = blocks.layout.prefix
-    if prefix:
-        yield _Piece(slice(prefix), None, 0, blocks.head)
-    for block in blocks.layout.blocks:
-        where = slice(done, done + len(block.gathered))
-        mask = blocks.tail[: block.longest, : prefix + block.longest]
-        yield _Piece(where, block, prefix, mask)
-        done = where.stop
 
 
 class _Attend(torch.autograd.Function):
     @staticmethod
     @torch.autocast("cpu", enabled=False)  # type: ignore[untyped-decorator]
-    def forward(
-        ctx: Any,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        blocks: Blocks,
-        scaling: float,
-        held: torch.dtype,
-    ) -> Tensor:
-        parts = [part[0].transpose(0, 1) for part in (query, key, value)]  # tokens first
-        wide = torch.promote_types(query.dtype, torch.float32)
+    def forward(ctx: Any, *given: Any) -> Tensor:
+        *parts, blocks, scaling, held = given
         if any(ctx.needs_input_grad):
-            ctx.save_for_backward(*(part.to(held) for part in parts))
-            ctx.blocks, ctx.scaling, ctx.wide = blocks, scaling, wide
-        asked, *known = (part.to(wide) for part in parts)
-        made = asked.new_empty(*asked.shape[:2], value.shape[-1])
-        made[blocks.layout.tokens :] = 0
-        for piece in _pieces(blocks):
-            asking = piece.fold(piece.spread(asked), key.shape[1])
-            keys, values = map(piece.seen, known)
-            piece.gather(piece.weights(asking, keys, scaling) @ values, made)
-        return made[None].to(query.dtype)
+            ctx.save_for_backward(*(None if part is None else part.to(held) for part in parts))
+            ctx.blocks, ctx.scaling, ctx.dtype = blocks, scaling, parts[0].dtype
+        row = row_of(parts, blocks, scaling)
+        wide = torch.promote_types(row.asking.dtype, torch.float32)
+        made = row.asking.new_empty((*row.asking.shape[:3], row.values.shape[2]), dtype=wide)
+        made[:, row.examples.stop :] = 0
+        seen = row.seen(row.asking, row.prefix[0])
+        for piece, asking, keys, values in row.pieces():
+            weights = piece.weights(piece.joined(seen, asking @ keys.transpose(2, 3), wide))
+            own = weights[..., piece.before :].flatten(2, 3).to(values.dtype) @ values
+            made[:, piece.where] = piece.gather(own.view(*weights.shape[:4], -1))
+            if piece.before:
+                seen[:, piece.among] = piece.gather(weights[..., : piece.before].to(seen.dtype))
+        if row.blocks.layout.prefix:
+            shared = seen.flatten(1, 2) @ row.prefix[1]
+            made[:, row.examples] += torch.unflatten(shared, 1, seen.shape[1:3])
+        # (groups, tokens, heads of a group, width) -> (1, tokens, heads, width)
+        return made.transpose(0, 1).flatten(1, 2)[None].to(parts[0].dtype)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-        asked, *known = (part.to(ctx.wide) for part in ctx.saved_tensors)
-        given, groups = gradient[0].to(ctx.wide), known[0].shape[1]
-        of_asked, *of_known = (torch.empty_like(part) for part in (asked, *known))
-        row = ctx.blocks.layout
-        for part in (of_asked, *of_known):
-            part[: row.prefix], part[row.tokens :] = 0, 0
-        for piece in _pieces(ctx.blocks):
-            asking = piece.fold(piece.spread(asked), groups)
-            keys, values = map(piece.seen, known)
-            back = piece.fold(piece.spread_back(given), groups)
-            weights = piece.weights(asking, keys, ctx.scaling)
-            of_values = weights.transpose(2, 3) @ back
-            of_scores = torch._softmax_backward_data(
-                back @ values.transpose(2, 3), weights, -1, weights.dtype
-            ).mul_(ctx.scaling)
-            piece.gather(of_scores @ keys, of_asked)
-            for whole, part in zip(
-                of_known, (of_scores.transpose(2, 3) @ asking, of_values), strict=True
-            ):
-                own = part[:, :, piece.before :]
-                if piece.block is None:
-                    whole[piece.where] += own[0].transpose(0, 1)
-                else:
-                    whole[: piece.before] += part[:, :, : piece.before].sum(0).transpose(0, 1)
-                    piece.gather(own.contiguous(), whole)
-        grads = (part.transpose(0, 1)[None].to(gradient.dtype) for part in (of_asked, *of_known))
+        parts = [None if part is None else part.to(ctx.dtype) for part in ctx.saved_tensors]
+        row = row_of(parts, ctx.blocks, ctx.scaling)
+        found = _back(row, gradient)
+        found[0].mul_(ctx.scaling)
+        asking = found[0].transpose(1, 2).flatten(0, 1)
+        lent = found[3:] if parts[3] is not None else (None, None)
+        grads = (
+            one if one is None else one[None].to(ctx.dtype) for one in (asking, *found[1:3], *lent)
+        )
         return *grads, None, None, None
+
+
+def _back(row: Row, gradient: Tensor) -> list[Tensor]:
+    """Gradients of queries, keys and values, and of those of a prefix that another row has."""
+    groups = len(row.keys)
+    given = torch.unflatten(gradient[0], 1, (groups, -1)).transpose(0, 1).contiguous()
+    wide = torch.promote_types(given.dtype, torch.float32)
+    of_asking, of_keys, of_values = (
+        torch.empty_like(part, dtype=wide) for part in (row.asking, row.keys, row.values)
+    )
+    for part in (of_asking, of_keys, of_values):
+        part[:, row.examples.stop :] = 0
+    seen, of_seen = row.seen(row.asking, row.prefix[0]), row.seen(given, row.prefix[1])
+    for piece, asking, keys, values in row.pieces():
+        back = piece.spread_back(given[:, piece.where]).flatten(2, 3).to(values.dtype)
+        weights = piece.weights(piece.joined(seen, asking @ keys.transpose(2, 3), wide))
+        of_weights = piece.joined(of_seen, back @ values.transpose(2, 3), wide, back=True)
+        of_scores = torch._softmax_backward_data(of_weights, weights, -1, wide)
+        own, of_own = (
+            whole[..., piece.before :].flatten(2, 3).to(values.dtype)
+            for whole in (weights, of_scores)
+        )
+        shape = *weights.shape[:4], -1
+        of_asking[:, piece.where] = piece.gather((of_own @ keys).view(shape))
+        of_keys[:, piece.where] = piece.gather(of_own.transpose(2, 3) @ asking)
+        of_values[:, piece.where] = piece.gather(own.transpose(2, 3) @ back)
+        if piece.before:
+            seen[:, piece.among] = piece.gather(weights[..., : piece.before].to(seen.dtype))
+            of_seen[:, piece.among] = piece.gather(of_scores[..., : piece.before].to(seen.dtype))
+    found = [of_asking, of_keys, of_values]
+    if row.blocks.layout.prefix:
+        weights, of_scores = (part.flatten(1, 2) for part in (seen, of_seen))
+        asking, back = (part[:, row.examples] for part in (row.asking, given))
+        into = torch.unflatten(of_scores @ row.prefix[0], 1, asking.shape[1:3])
+        of_asking[:, row.examples] += into
+        found.append(of_scores.transpose(1, 2) @ asking.flatten(1, 2))
+        found.append(weights.transpose(1, 2) @ back.flatten(1, 2))
+        first = row.blocks.layout.first
+        for whole, share in zip(found[1:3], found[3:], strict=True):
+            whole[:, :first] += share[:, :first]
+    return found

@@ -14,7 +14,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from app.errors import StudioError
-from worker import packing
+from worker import grouping, packing
 from worker.hardware import BFLOAT16, FLOAT32, Hardware
 from worker.packing import Example, Packed
 
@@ -92,7 +92,7 @@ class Copies(Group):
     def rows(self, examples: Sequence[Example], budget: int, virtual: int, **how: bool) -> Rows:
         """The rows of the examples dealt to this process; none where there are too few for all."""
         lengths = [_tokens(example) for example in examples]
-        dealt = packing.deal(range(len(examples)), lengths, self.size)[self.rank]
+        dealt = grouping.deal(range(len(examples)), lengths, self.size)[self.rank]
         mine = [examples[index] for index in dealt]
         return super().rows(mine, budget, virtual, **how) if mine else []
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers.cache_utils import DynamicLayer
 
-from worker import attention, head, lanes, packing
+from worker import attention, head, lanes, lending, packing
 from worker.backbones import compute, embed, inner, num_virtual
 from worker.distributed import ALONE, Group
 from worker.generate import read, room
@@ -39,11 +39,11 @@ def mean(losses: Sequence[Loss]) -> float:
 def token_losses(model: Any, soft_prefix: Tensor | None, row: Packed, machine: Hardware) -> Tensor:
     """The loss of each target of a packed row, (targets,), float32, with its gradient.
 
-    Run it, and its backward pass, inside `attention.packed(inner(model), row.layout)`.
+    Run it, and its backward pass, inside `attention.packed(inner(model), row.layout, lender)`.
     """
     backbone = inner(model)
     inputs: dict[str, Any] = {"attention_mask": row.attention_mask, "use_cache": False}
-    if soft_prefix is None:
+    if soft_prefix is None or (row.layout is not None and row.layout.borrows):
         inputs["input_ids"] = row.input_ids
     else:
         with compute(machine):
@@ -77,15 +77,18 @@ def losses(
     """The loss of every example of this process's share, a packed row or two at a time."""
     virtual = num_virtual(soft_prefix)
     paired = lanes.suit(machine) and group.size == 1 and not plain
-    how = {"plain": plain, "pairs": paired, "even": machine.keeps_shapes}
+    how = {"plain": plain, "pairs": paired, "even": machine.keeps_shapes, "lend": not group.spreads}
     rows = group.rows(examples, machine.token_budget, virtual, **how)
+    lender = lending.between([row for row, _ in rows])
+    alone = lender is not None and not lender.awaited
 
     def measure(row: Packed) -> Tensor:
         row = row.to(machine.device)
-        with torch.no_grad(), attention.packed(inner(model), row.layout):
+        around = attention.packed(inner(model), row.layout, lender)
+        with lending.minding(lender), torch.no_grad(), around:
             return token_losses(model, soft_prefix, row, machine).cpu()
 
-    for some in lanes.groups(rows, paired=paired):
+    for some in lanes.groups(rows, paired=paired, alone=alone):
         with evaluating(model), attention.packed(inner(model), some[0][0].layout):
             measured = lanes.side_by_side(measure, [row for row, _ in some], machine)
         found: list[Loss] = []

@@ -19,10 +19,18 @@ from torch import Tensor
 
 from worker.hardware import Hardware
 
+
+class Abandoned(Exception):
+    """The row that this one waits for has failed, and says itself why."""
+
+
 Given = TypeVar("Given")
 Made = TypeVar("Made")
 
 COUNT = 2
+FIRST = (
+    1  # the lane that adds its gradients first; the other one's row may begin with what both share
+)
 _lane: contextvars.ContextVar[int] = contextvars.ContextVar("lane", default=0)
 
 
@@ -31,15 +39,24 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(COUNT, "lane", torch.set_num_threads, (max(1, threads // COUNT),))
 
 
+def number() -> int:
+    """Which lane this is."""
+    return _lane.get()
+
+
 def suit(machine: Hardware) -> bool:
     """Whether this machine gains by them."""
     return machine.device == "cpu" and machine.threads >= COUNT
 
 
-def groups(rows: Sequence[Given], *, paired: bool) -> Iterator[Sequence[Given]]:
-    """The rows as they are worked on: two at a time, or one by one."""
+def groups(
+    rows: Sequence[Given], *, paired: bool, alone: bool = False
+) -> Iterator[Sequence[Given]]:
+    """The rows as they are worked on: two at a time, or one by one, or only the first of them alone."""
     size = COUNT if paired else 1
-    yield from (rows[first : first + size] for first in range(0, len(rows), size))
+    if alone:
+        yield rows[:1]
+    yield from (rows[first : first + size] for first in range(int(alone), len(rows), size))
 
 
 def side_by_side(
@@ -61,15 +78,17 @@ def side_by_side(
         _pool(machine.threads).submit(contextvars.copy_context().run, in_lane, number, part)
         for number, part in enumerate(parts)
     ]
-    for one in begun:
-        one.exception()  # waits
+    errors = [one.exception() for one in begun]  # waits
+    for error in errors:
+        if error is not None and not isinstance(error, Abandoned):
+            raise error
     return [one.result() for one in begun]
 
 
 @contextmanager
 def at_once() -> Iterator[None]:
     """Let no gradient wait here for the other lane's: it is added to no value yet."""
-    token = _lane.set(0)
+    token = _lane.set(FIRST)
     try:
         yield
     finally:
@@ -78,8 +97,8 @@ def at_once() -> Iterator[None]:
 
 @contextmanager
 def in_order(values: Iterable[Tensor]) -> Iterator[Callable[[], None]]:
-    """Have the second lane add its gradient to each value after the first has: the sum of more than
-    two depends on their order. Each lane calls what is given when its way back has ended, or failed.
+    """Have one lane add its gradient to each value after the other has: the sum of more than two
+    depends on their order. Each lane calls what is given when its way back has ended, or failed.
     """
     added: dict[int, threading.Event] = {}
     handles = []
@@ -87,18 +106,18 @@ def in_order(values: Iterable[Tensor]) -> Iterator[Callable[[], None]]:
         passed = added[id(value)] = threading.Event()
 
         def wait(_gradient: Tensor, passed: threading.Event = passed) -> None:
-            if _lane.get() == 1:
+            if _lane.get() != FIRST:
                 passed.wait()
 
         def tell(_value: Tensor, passed: threading.Event = passed) -> None:
-            if _lane.get() == 0:
+            if _lane.get() == FIRST:
                 passed.set()
 
         handles.append(value.register_hook(wait))  # type: ignore[no-untyped-call]
         handles.append(value.register_post_accumulate_grad_hook(tell))  # type: ignore[no-untyped-call]
 
     def ended() -> None:
-        if _lane.get() == 0:  # values that it had no gradient for, too
+        if _lane.get() == FIRST:  # values that it had no gradient for, too
             for passed in added.values():
                 passed.set()
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 ALIKE, SMALL = 1.5, 16  # lengths that differ by this ratio, or are below this, share a block
+LONG = 64  # tokens from which on a block's own products are made in bf16 where the row's are
 MOST_PAIRS = 2**19  # of tokens that see each other in a block: their weights are there all at once
 
 
@@ -33,29 +34,45 @@ class Block:
 class Layout:
     """Where the parts of a packed row lie: `prefix` shared tokens, then the blocks of examples.
 
-    Tokens behind these fill the row up: they see nobody, and nobody sees them.
+    Tokens behind these fill the row up: they see nobody, and nobody sees them. A row that borrows its
+    prefix begins with its examples: another row of the step has the prefix.
     """
 
     prefix: int
     blocks: tuple[Block, ...]
+    borrows: bool = False
+
+    @property
+    def first(self) -> int:
+        """Where the first example begins."""
+        return 0 if self.borrows else self.prefix
 
     @property
     def longest(self) -> int:
         """Tokens of the longest example, after the prefix."""
-        return max(block.longest for block in self.blocks)
+        return max((block.longest for block in self.blocks), default=0)
 
     @property
     def tokens(self) -> int:
-        """Of the prefix and all examples."""
-        return self.prefix + sum(len(block.gathered) for block in self.blocks)
+        """Of all that lies in the row."""
+        return self.first + sum(len(block.gathered) for block in self.blocks)
 
     def to(self, device: str) -> Layout:
         """The same on another device."""
         return replace(self, blocks=tuple(block.to(device) for block in self.blocks))
 
 
-def layout(prefix: int, lengths: list[int]) -> Layout:
-    """The layout of a row of `prefix` tokens and then examples of these lengths, short to long."""
+def evened(count: int) -> int:
+    """The next of sixteen lengths between a power of two and the next one, or multiple of 8."""
+    step = max(8, 1 << max(0, count.bit_length() - 5))
+    return -(-count // step) * step
+
+
+def layout(prefix: int, lengths: list[int], *, borrows: bool = False, even: bool = False) -> Layout:
+    """The layout of a row of `prefix` tokens and then examples of these lengths, short to long.
+
+    `even`: long blocks are padded a little more, so that few have a length of their own.
+    """
     groups: list[list[int]] = []
     for length in lengths:
         # Padding costs: an example that is much longer begins a block of its own.
@@ -66,11 +83,13 @@ def layout(prefix: int, lengths: list[int]) -> Layout:
         ):
             groups.append([])
         groups[-1].append(length)
-    return Layout(prefix, tuple(map(_block, groups)))
+    return Layout(prefix, tuple(_block(group, even) for group in groups), borrows)
 
 
-def _block(lengths: list[int]) -> Block:
+def _block(lengths: list[int], even: bool) -> Block:
     longest = max(lengths)
+    if even and longest >= LONG:
+        longest = evened(longest)
     counts = torch.tensor(lengths)
     starts = counts.cumsum(0) - counts
     place = torch.arange(longest)

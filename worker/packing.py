@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
@@ -10,9 +10,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from worker import layouts
-
-LEAST_PAIR = 128  # tokens that two rows together must have to be worked on side by side
+from worker import grouping, layouts
 
 
 class Example(Protocol):
@@ -91,92 +89,51 @@ def pack(
     plain: bool = False,
     pairs: bool = False,
     even: bool = False,
+    lend: bool = False,
 ) -> list[Packed]:
     """The examples of one step, cut into rows of at most `budget` tokens where they allow it.
 
     `virtual` tokens of a prompt vector stand before everything. `plain`: padded rows without a
     shared prefix, for models that cannot attend to packed rows. `pairs`: two rows are worked on at
     a time, and share the budget; there is one row where two would not pay. `even`: packed rows are
-    filled up, so that few have a length of their own.
+    filled up, so that few have a length of their own. `lend`: of several rows only the first has the
+    shared prefix, and the others borrow it: beside examples where two rows are all, else it lies alone,
+    if that spares enough.
     """
     prefix = 0 if plain else shared_prefix(examples)
     # The last token of an answer is only predicted, it need not be read.
     lengths = [len(one.prompt_ids) + len(one.answer_ids) - 1 - prefix for one in examples]
     by_length = sorted(range(len(examples)), key=lambda index: (lengths[index], index))
-    rows: list[Packed] = []
     before = virtual + prefix
-    groups = _pairs(by_length, lengths, budget, before) if pairs and not plain else []
-    for members in groups or _cut(by_length, lengths, budget, before, plain):
-        if plain:
-            rows.append(_padded(examples, members, virtual))
-        else:
-            rows.append(_packed(examples, members, prefix, virtual, even))
-    return rows
-
-
-def _cut(
-    indices: Iterable[int], lengths: Sequence[int], budget: int, before: int, plain: bool
-) -> list[list[int]]:
-    """Consecutive groups, each within the budget or of one example alone."""
-    groups: list[list[int]] = []
-    tokens = 0
-    for index in indices:  # from short to long, so that padding stays small
-        length = lengths[index]
-        tokens = (len(groups[-1]) + 1) * (before + length) if plain and groups else tokens + length
-        if not groups or tokens > budget:
-            groups.append([])
-            tokens = before + length
-        groups[-1].append(index)
-    return groups
-
-
-def deal(indices: Iterable[int], lengths: Sequence[int], size: int) -> list[list[int]]:
-    """So many parts of about as many tokens each: the longest go first."""
-    parts: list[list[int]] = [[] for _ in range(size)]
-    loads = [0] * size
-    for index in sorted(indices, key=lambda index: lengths[index], reverse=True):
-        least = loads.index(min(loads))
-        parts[least].append(index)
-        loads[least] += lengths[index]
-    return parts
-
-
-def _pairs(
-    by_length: Sequence[int], lengths: Sequence[int], budget: int, before: int
-) -> list[list[int]]:
-    """An even number of groups of about as many tokens, each within half of the budget.
-
-    None where the beginning, which each row has anew, or too short rows would eat up the gain.
-    """
-    total = sum(lengths)
-    if before + max(lengths) > budget // 2 or total < max(LEAST_PAIR, 2 * before):
-        return []
-    for count in range(2, len(by_length) + 1, 2):
-        groups = deal(by_length, lengths, count)
-        if before + max(sum(lengths[one] for one in group) for group in groups) <= budget // 2:
-            return [group[::-1] for group in groups]  # from short to long
-    return []
-
-
-def _evened(count: int) -> int:
-    """The next of sixteen lengths between a power of two and the next one, or multiple of 8."""
-    step = max(8, 1 << max(0, count.bit_length() - 5))
-    return -(-count // step) * step
+    if plain:
+        cut = grouping.cut(by_length, lengths, budget, before, padded=True)
+        return [_padded(examples, members, virtual) for members in cut]
+    groups, lends = grouping.groups(by_length, lengths, budget, before, pairs=pairs, lend=lend)
+    return [
+        _packed(examples, members, prefix, virtual, even, borrows=lends and place > 0)
+        for place, members in enumerate(groups)
+    ]
 
 
 def _packed(
-    examples: Sequence[Example], members: list[int], prefix: int, virtual: int, even: bool
+    examples: Sequence[Example],
+    members: list[int],
+    prefix: int,
+    virtual: int,
+    even: bool,
+    borrows: bool,
 ) -> Packed:
     before = virtual + prefix
-    ids = list(examples[members[0]].prompt_ids[:prefix])
-    positions = list(range(before))
+    start = 0 if borrows else virtual  # places of the row that no id stands for
+    ids = [] if borrows else list(examples[0].prompt_ids[:prefix])
+    positions = [] if borrows else list(range(before))
     keep: list[int] = []
     targets: list[int] = []
     owners: list[int] = []
     lengths: list[int] = []
     for index in members:
         prompt, answer = examples[index].prompt_ids[prefix:], examples[index].answer_ids
-        first = virtual + len(ids) + len(prompt) - 1
+        first = start + len(ids) + len(prompt) - 1
         keep += range(first, first + len(answer))
         targets += answer
         owners += [index] * len(answer)
@@ -184,19 +141,19 @@ def _packed(
         ids += [*prompt, *answer[:-1]]
         positions += range(before, before + lengths[-1])
     if even:
-        spare = _evened(len(positions)) - len(positions)
+        spare = layouts.evened(len(positions)) - len(positions)
         ids, positions = ids + [0] * spare, positions + [0] * spare
-        keep += [keep[-1]] * (_evened(len(keep)) - len(keep))
+        keep += keep[-1:] * (layouts.evened(len(keep)) - len(keep))
     return Packed(
-        input_ids=torch.tensor([ids]),
+        input_ids=torch.tensor([ids], dtype=torch.long),
         position_ids=torch.tensor([positions]),
         attention_mask=torch.ones(1, len(positions), dtype=torch.long),
-        keep=torch.tensor(keep),
+        keep=torch.tensor(keep, dtype=torch.long),
         rows=torch.zeros(len(targets), dtype=torch.long),
         columns=torch.arange(len(targets)),
-        targets=torch.tensor(targets),
-        examples=torch.tensor(owners),
-        layout=layouts.layout(before, lengths),
+        targets=torch.tensor(targets, dtype=torch.long),
+        examples=torch.tensor(owners, dtype=torch.long),
+        layout=layouts.layout(before, lengths, borrows=borrows, even=even),
     )
 
 

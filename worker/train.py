@@ -144,6 +144,7 @@ def _step(run: _Run) -> Iterator[Measured | Tick]:
         plain=bool(state.obstacle),
         pairs=paired,
         even=run.machine.keeps_shapes,
+        lend=not run.group.spreads,
     )
     state.optimizer.zero_grad()
     # A seed of its own for each row, so that dropout is the same after a resume.
@@ -155,13 +156,13 @@ def _step(run: _Run) -> Iterator[Measured | Tick]:
     ]
     loss = seconds = 0.0
     done = 0
-    for some in lanes.groups(parts, paired=paired):
-        started = time.perf_counter()
-        loss += learn.learn(run.model, run.soft_prefix, some, state.trained, run.machine)
-        seconds += time.perf_counter() - started
-        done += len(some)
-        yield Tick("training", state.step + 1, done, len(parts))
+    learner = learn.Learner(run.model, run.soft_prefix, state.trained, run.machine)
     started = time.perf_counter()
+    for share, count in learner.step(parts, paired=paired):
+        loss, done = loss + share, done + count
+        seconds += time.perf_counter() - started
+        yield Tick("training", state.step + 1, done, len(parts))
+        started = time.perf_counter()
     run.group.sum_gradients(state.trained)
     (loss,) = run.group.sums(loss)
     learning_rate = pace.rate(state.step + 1, run.total, params)
