@@ -412,6 +412,30 @@ def test_the_page_has_one_panel_a_run_with_what_can_be_done(
     assert "data-ended" not in page
 
 
+@pytest.mark.parametrize("task", prompts.TASKS)
+def test_an_experiment_without_runs_says_what_to_do(
+    browser: TestClient, db: Session, task: str
+) -> None:
+    of = factories.experiment(db, task=task, watch=["Where is it?"])
+    page = browser.get(f"/experiments/{of.id}").text
+    assert "This experiment has no runs" in page
+    assert f'href="/experiments/{of.id}/runs/new?method={next(iter(methods.METHODS))}"' in page
+    assert "All runs have ended" not in page
+    parts = ["comparison", "side-by-side", "report", "samples", "samples/moments", "points"]
+    parts += ["points.csv", "answers", "answers.csv", "vote", "vote/result"]
+    parts += ["classes"] if task == "classification" else []
+    places = [f"/experiments/{of.id}/{part}" for part in parts]
+    places += [
+        "/",
+        "/experiments",
+        f"/compare?experiment={of.id}",
+        f"/playground?experiment={of.id}",
+    ]
+    places += [f"/api/experiments/{of.id}{part}" for part in ("", "/comparison", "/votes")]
+    answers = {place: browser.get(place).status_code for place in places}
+    assert {place: code for place, code in answers.items() if code != 200} == {}
+
+
 def test_hostile_text_is_text_on_every_page(browser: TestClient, of: Experiment) -> None:
     run = next(run for run in of.runs if run.method == "full")
     pages = ["", "/comparison", "/side-by-side", "/answers", "/vote", "/points"]
