@@ -29,8 +29,6 @@ from app.errors import Invalid, Unavailable
 from app.results import Result
 from app.tables import BaseModel, Dataset, Experiment, Run
 
-MOST_LABELS = 100  # more distinct outputs than this are no labels
-
 
 class Question(NamedTuple):
     """What the command line asks for."""
@@ -94,20 +92,15 @@ def _create(db: Session, question: Question, chosen: dict[str, dict[str, Any]]) 
     base_model = _base_model(db, question.base)
     chosen = admission.checked_params(base_model, chosen)
     dataset = _dataset(db, question.data)
-    labels = datasets.labels(dataset)
-    few = 2 <= len(labels) <= MOST_LABELS and len(labels) * 5 <= dataset.num_examples
-    shipped = datasets.shipped(dataset)
-    usual = shipped.task if shipped else "classification" if few else "generation"
-    task = question.task or usual
-    known = shipped.template if shipped and shipped.task == task else prompts.TASKS[task].template
+    task = question.task or datasets.task(dataset)
     return experiments.create(
         db,
         name=question.name or dataset.name,
         base_model_id=base_model.id,
         dataset_id=dataset.id,
         task=task,
-        template=question.template or known,
-        labels=labels,
+        template=question.template or datasets.template(dataset, task),
+        labels=datasets.labels(dataset),
         seed=question.seed,
         methods=chosen,
         override=question.override,

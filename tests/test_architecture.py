@@ -170,6 +170,7 @@ FLOORS: list[set[str]] = [
         "migrate",
         "valkey",
     },
+    {"inspection"},
     {"snapshots", "datasets", "naming", "assignments"},
     {"questions", "capacity", "lengths", "rehearsals", "overlap"},
     {"draws"},

@@ -2,9 +2,11 @@
 
 import csv
 import io
+import json
 import math
 import re
 from html import unescape
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +24,7 @@ from app import (
     prompts,
     runs,
     storage,
+    tuning,
 )
 from app.comparison import baselines
 from app.comparison.baselines import Given
@@ -108,6 +111,25 @@ def test_the_form_is_filled_from_the_data(
     assert all(words in page for words in ("25 examples", "20 examples", "15 examples"))  # split
     other = browser.get("/experiments/new").text
     assert re.search(r'<option value="generation" selected>', other)
+
+
+def test_form_and_command_line_begin_with_the_task_of_the_outputs(
+    browser: TestClient, db: Session, ready: tuple[BaseModel, Dataset], tmp_path: Path
+) -> None:
+    outputs = {
+        "classification": [f"intent {n % 77}" for n in range(400)],
+        "extraction": [f'{{"size": {n}}}' for n in range(60)],
+    }
+    for task, texts in outputs.items():
+        rows = [{"input": f"text {n}", "output": text} for n, text in enumerate(texts)]
+        (data := tmp_path / f"{task}.json").write_text(json.dumps(rows))
+        wanted = (str(data), "lora", ready[0].name, "", "", "", 1, [])
+        made = tuning._create(db, tuning.Question(*wanted), {"lora": {}})
+        assert (made.task, made.template) == (task, prompts.TASKS[task].template)
+        page = browser.get(f"/experiments/new?dataset={made.dataset_id}").text
+        assert f'<option value="{task}" selected>' in page
+        assert unescape(_field(page, "template")) == made.template
+        db.rollback()
 
 
 def test_a_shipped_set_begins_with_its_own_task_and_template(
