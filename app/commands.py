@@ -40,12 +40,16 @@ def tune(
     watch: Annotated[
         list[str] | None, typer.Option(help="An input to answer while the runs learn; repeatable.")
     ] = None,
+    input_column: Annotated[
+        str, typer.Option(help="What DATA calls its inputs, if that is none of the usual names.")
+    ] = "",
+    output_column: Annotated[str, typer.Option(help="What it calls its outputs.")] = "",
     override: Override = False,
     as_json: AsJson = False,
 ) -> None:
     """Tune DATA by several methods and print the comparison. Exit code 0: every run succeeded."""
     asked = (data, methods, base, task, template, name, seed, set or [], override)
-    question = tuning.Question(*asked, tuple(watch or ()))
+    question = tuning.Question(*asked, tuple(watch or ()), (input_column, output_column))
     _show(lambda: tuning.tune(question, notes), as_json)
 
 

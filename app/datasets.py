@@ -10,7 +10,7 @@ from typing import NamedTuple
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from app import examples, files, prompts, storage
+from app import example_columns, examples, files, prompts, storage
 from app.crashpoints import crashpoint
 from app.errors import InTrash, Invalid, NotFound, Unavailable
 from app.examples import Example
@@ -52,18 +52,21 @@ EXAMPLES = {
 }
 
 
-def add(db: Session, name: str, filename: str, upload: Path) -> Dataset:
+def add(
+    db: Session, name: str, filename: str, upload: Path, columns: tuple[str, str] = ("", "")
+) -> Dataset:
     """Check the uploaded file, store its examples, and remove the file, whatever comes of it.
 
-    Raises Invalid with the reason, field "file" or "name", and stores nothing.
+    `columns`: what holds inputs and outputs, if their names do not say it. Raises Invalid with the
+    reason, field "file", "name" or "columns", and stores nothing.
     """
     stored = storage.upload_file()
     try:
         tidy = _checked_name(name or filename.rsplit(".", 1)[0])
-        seen = Inspection()
+        seen, chosen = Inspection(), example_columns.named(*columns)
         with stored.open("xb") as file:
             fingerprint = sha256()
-            for line in lines(seen.follow(examples.read(upload, filename))):
+            for line in lines(seen.follow(examples.read(upload, filename, chosen))):
                 file.write(line)
                 fingerprint.update(line)
         storage.sync(stored)  # whole on the disk before a row says that it is there

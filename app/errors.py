@@ -29,6 +29,14 @@ class Invalid(StudioError):
     """What the user gave cannot be used; `field` names the form field, if one is to blame (422)."""
 
 
+class UnknownColumns(Invalid):
+    """Nobody knows which columns of a file are input and output; `columns`: those to choose from."""
+
+    def __init__(self, message: str, columns: list[str]) -> None:
+        super().__init__(message, field="columns")
+        self.columns = columns
+
+
 class TooLarge(StudioError):
     """More was sent than the settings allow (413)."""
 

@@ -43,6 +43,7 @@ class Question(NamedTuple):
     parameters: list[str]
     override: bool = False
     watch: tuple[str, ...] = ()
+    columns: tuple[str, str] = ("", "")  # of the data, with inputs and outputs
 
 
 def tune(question: Question, notes: Console) -> Result:
@@ -91,7 +92,7 @@ def _create(db: Session, question: Question, chosen: dict[str, dict[str, Any]]) 
     """Everything is checked before anything is stored. Raises Invalid."""
     base_model = _base_model(db, question.base)
     chosen = admission.checked_params(base_model, chosen)
-    dataset = _dataset(db, question.data)
+    dataset = _dataset(db, question)
     task = question.task or datasets.task(dataset)
     return experiments.create(
         db,
@@ -135,11 +136,11 @@ def _check(question: Question) -> None:
         prompts.check_template(question.template)
 
 
-def _dataset(db: Session, data: str) -> Dataset:
-    source = storage.users_file(data)
+def _dataset(db: Session, question: Question) -> Dataset:
+    source = storage.users_file(question.data)
     upload = storage.upload_file()
     storage.copy(source, upload)
-    return datasets.add(db, source.stem, source.name, upload)
+    return datasets.add(db, source.stem, source.name, upload, question.columns)
 
 
 def _base_model(db: Session, name: str) -> BaseModel:

@@ -121,10 +121,11 @@ def test_form_and_command_line_begin_with_the_task_of_the_outputs(
         "extraction": [f'{{"size": {n}}}' for n in range(60)],
     }
     for task, texts in outputs.items():
-        rows = [{"input": f"text {n}", "output": text} for n, text in enumerate(texts)]
+        rows = [{"frage": f"text {n}", "antwort": text} for n, text in enumerate(texts)]
         (data := tmp_path / f"{task}.json").write_text(json.dumps(rows))
-        wanted = (str(data), "lora", ready[0].name, "", "", "", 1, [])
-        made = tuning._create(db, tuning.Question(*wanted), {"lora": {}})
+        asked = tuning.Question(str(data), "lora", ready[0].name, "", "", "", 1, [])
+        asked = asked._replace(columns=("frage", "antwort"))
+        made = tuning._create(db, asked, {"lora": {}})
         assert (made.task, made.template) == (task, prompts.TASKS[task].template)
         page = browser.get(f"/experiments/new?dataset={made.dataset_id}").text
         assert f'<option value="{task}" selected>' in page
