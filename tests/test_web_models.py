@@ -84,7 +84,7 @@ def test_an_experiment_shows_its_best_run_against_the_base(
             experiment,
             method=method,
             figures={"precision": "float32"},
-            scores={"primary": "accuracy", "metrics": {"accuracy": score}},
+            scores={"primary": "accuracy", "metrics": {"accuracy": score}, "num_test": 40},
         )
     db.refresh(experiment)
     key = baselines.key(experiment, "float32")
@@ -92,6 +92,7 @@ def test_an_experiment_shows_its_best_run_against_the_base(
     db.commit()
     page = browser.get("/").text
     assert "92.5 %" in page
+    assert ">80.1 to 97.4<" in page  # Wilson's interval of 37 in 40
     assert "+52.5 points" in page
     assert "85.0 %" not in page
 
