@@ -1,5 +1,7 @@
 """The studio's errors: each is a sentence for the person who reads it."""
 
+from typing import Any
+
 
 class StudioError(Exception):
     """Something the user can understand: what happened, what is safe, what to do."""
@@ -63,3 +65,8 @@ class NoRoom(StudioError):
 
 class LostClaim(StudioError):
     """Another attempt owns this run now; whoever gets this must stop and change nothing."""
+
+
+def own_words(problem: Any) -> str:
+    """What a validator of ours said, of one of pydantic's problems: without what pydantic puts before it."""
+    return str(problem["msg"]).removeprefix("Value error, ")
