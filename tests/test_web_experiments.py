@@ -211,6 +211,12 @@ def test_another_task_or_dataset_changes_what_the_person_has_not(
     other = factories.dataset(db, rows=[("x", "new"), ("y", "old")] * 30, report={"labels": labels})
     page = browser.post("/experiments/new", data=_form(ready, dataset_id=other.id)).text
     assert _field(page, "labels").split() == ["new", "old"]
+    facts = factories.dataset(db, rows=[("x", "{}")] * 60, report={"json_objects": True})
+    page = browser.post("/experiments/new", data=_form(ready, dataset_id=facts.id)).text
+    assert '<option value="extraction" selected>' in page  # the task was told from the other one
+    chosen = _form(ready, dataset_id=facts.id, task="summarization")
+    page = browser.post("/experiments/new", data=chosen).text
+    assert '<option value="summarization" selected>' in page  # the person's own
     assert _stored() == []
 
 

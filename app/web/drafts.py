@@ -68,9 +68,11 @@ def completed(db: Session, draft: Draft) -> Draft:
     sent = draft.sent
     dataset = _dataset(db, sent)
     if dataset and sent.get("filled_for") != dataset.id:
+        before = _dataset(db, {"dataset_id": sent.get("filled_for", "")})
+        if sent.get("task", "") in {"", before and datasets.task(before)}:
+            sent["task"] = datasets.task(dataset)
         sent |= {"labels": "\n".join(datasets.labels(dataset)), "filled_for": dataset.id}
         sent["name"] = sent.get("name") or dataset.name
-        sent["task"] = sent.get("task") or datasets.task(dataset)
     asked = sent.get("task", "")
     task = asked if asked in prompts.TASKS else next(iter(prompts.TASKS))
     usual = {one.template for one in prompts.TASKS.values()}
