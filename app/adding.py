@@ -6,10 +6,10 @@ from rich.console import Console
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from app import database, experiments, methods, more_runs, naming, tuning
+from app import assignments, database, experiments, methods, more_runs, naming, tuning
 from app.errors import Invalid, NotFound
+from app.results import Result
 from app.tables import Experiment, Run
-from app.tuning import Result
 
 
 class Wish(NamedTuple):
@@ -93,13 +93,9 @@ def _add(db: Session, experiment: Experiment, wish: Wish) -> tuple[list[Run], li
 def _asked(experiment: Experiment, wish: Wish) -> _Asked:
     source = _source(experiment, wish.copy) if wish.copy else None
     method = source.method if source else methods.get(wish.method).key
-    params = dict(source.params) if source else {}
-    for text in wish.parameters:
-        key, _, value = text.removeprefix(f"{method}.").partition("=")
-        if not key or not value:
-            raise Invalid(f"--set {text}: write parameter=value, such as rank=8.")
-        params[key] = value
-    vary, _, listed = wish.vary.partition("=")
+    given = {method: source.params if source else {}}
+    params = assignments.assigned(wish.parameters, given)[method]
+    vary, _, listed = wish.vary.removeprefix(f"{method}.").partition("=")
     values: list[Any] = [value.strip() for value in listed.split(",") if value.strip()]
     if wish.seeds:
         first = str(experiment.seed if params.get("seed") is None else params["seed"])

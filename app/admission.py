@@ -7,7 +7,7 @@ import pydantic
 from sqlalchemy.orm import Session
 
 from app import base_models, capacity, forecast, methods, runs, verdicts
-from app.errors import Conflict, Invalid
+from app.errors import Conflict, Invalid, own_words
 from app.forecast import Given
 from app.tables import BaseModel, Run
 
@@ -48,7 +48,7 @@ def _reason(error: Any, fields: Mapping[str, Any]) -> str:
         return f"give a whole number, not {error['input']!r}"
     if kind.startswith(("float_", "finite_")):
         return f"give a number, not {error['input']!r}"
-    return str(error["msg"]).removeprefix("Value error, ")
+    return own_words(error)
 
 
 def _params(base_model: BaseModel, key: str, given: Mapping[str, Any]) -> dict[str, Any]:

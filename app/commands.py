@@ -9,6 +9,7 @@ from rich.console import Console
 
 from app import adding, tuning
 from app.errors import StudioError
+from app.results import Result
 
 notes = Console(stderr=True)  # what is said; results alone go to standard output
 
@@ -31,17 +32,24 @@ def tune(
     name: Annotated[str, typer.Option(help="Name of the experiment.")] = "",
     seed: Annotated[int, typer.Option(help="Seed of split and training.")] = 1,
     set: Annotated[
-        list[str] | None, typer.Option(help="A parameter, such as lora.rank=8; repeatable.")
+        list[str] | None,
+        typer.Option(
+            help="A parameter, such as rank=8, or lora.rank=8 for one method; repeatable."
+        ),
     ] = None,
     watch: Annotated[
         list[str] | None, typer.Option(help="An input to answer while the runs learn; repeatable.")
     ] = None,
+    input_column: Annotated[
+        str, typer.Option(help="What DATA calls its inputs, if that is none of the usual names.")
+    ] = "",
+    output_column: Annotated[str, typer.Option(help="What it calls its outputs.")] = "",
     override: Override = False,
     as_json: AsJson = False,
 ) -> None:
     """Tune DATA by several methods and print the comparison. Exit code 0: every run succeeded."""
     asked = (data, methods, base, task, template, name, seed, set or [], override)
-    question = tuning.Question(*asked, tuple(watch or ()))
+    question = tuning.Question(*asked, tuple(watch or ()), (input_column, output_column))
     _show(lambda: tuning.tune(question, notes), as_json)
 
 
@@ -68,7 +76,7 @@ def add(
     _show(lambda: adding.add(wish, notes), as_json)
 
 
-def _show(act: Callable[[], tuning.Result], as_json: bool) -> None:
+def _show(act: Callable[[], Result], as_json: bool) -> None:
     try:
         result = act()
     except StudioError as error:

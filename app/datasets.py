@@ -1,26 +1,24 @@
 """Datasets: examples that were checked once and never change, with what a look at them found."""
 
 import json
-from collections import Counter
 from collections.abc import Container, Iterable, Iterator
 from functools import cache
-from hashlib import blake2b, sha256
+from hashlib import sha256
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from app import examples, files, prompts, storage
+from app import example_columns, examples, files, prompts, storage
 from app.crashpoints import crashpoint
 from app.errors import InTrash, Invalid, NotFound, Unavailable
 from app.examples import Example
+from app.inspection import Inspection
 from app.settings import settings
 from app.storage import Path
 from app.tables import Dataset, new_id
 
-MOST_LABELS = 50
-LONGEST_LABEL = 100  # characters
 LEAST_VALIDATION, LEAST_TEST = 20, 50
 
 
@@ -54,29 +52,32 @@ EXAMPLES = {
 }
 
 
-def add(db: Session, name: str, filename: str, upload: Path) -> Dataset:
+def add(
+    db: Session, name: str, filename: str, upload: Path, columns: tuple[str, str] = ("", "")
+) -> Dataset:
     """Check the uploaded file, store its examples, and remove the file, whatever comes of it.
 
-    Raises Invalid with the reason, field "file" or "name", and stores nothing.
+    `columns`: what holds inputs and outputs, if their names do not say it. Raises Invalid with the
+    reason, field "file", "name" or "columns", and stores nothing.
     """
     stored = storage.upload_file()
     try:
         tidy = _checked_name(name or filename.rsplit(".", 1)[0])
-        look = _Look()
+        seen, chosen = Inspection(), example_columns.named(*columns)
         with stored.open("xb") as file:
             fingerprint = sha256()
-            for line in lines(look.follow(examples.read(upload, filename))):
+            for line in lines(seen.follow(examples.read(upload, filename, chosen))):
                 file.write(line)
                 fingerprint.update(line)
         storage.sync(stored)  # whole on the disk before a row says that it is there
-        _check_count(look.count)
+        _check_count(seen.count)
         dataset = Dataset(
             id=new_id(),
             name=tidy,
             fingerprint=fingerprint.hexdigest(),
-            num_examples=look.count,
+            num_examples=seen.count,
             num_bytes=storage.size(stored),
-            report=look.report(),
+            report=seen.report(),
         )
         storage.put(stored, place := storage.dataset_file(dataset.id))
         crashpoint("dataset.placed")
@@ -113,56 +114,6 @@ def _check_count(count: int) -> None:
             "Nothing was stored: add more and upload it again.",
             field="file",
         )
-
-
-class _Look:
-    """What is noticed while the examples pass by: labels, doubles, contradictions, lengths."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.outputs: Counter[str] | None = Counter()  # None: too many or too long for labels
-        self.answers: dict[bytes, set[bytes]] = {}  # hash of an input -> hashes of its outputs
-        self.doubles = 0
-        self.lengths: tuple[list[int], list[int]] = ([], [])
-
-    def follow(self, found: Iterable[Example]) -> Iterator[Example]:
-        """The same examples, looked at. Raises Invalid at one more than there may be."""
-        for example in found:
-            self.count += 1
-            if self.count > settings.max_examples:
-                raise Invalid(
-                    f"The file holds more than {settings.max_examples:,} examples. Nothing was "
-                    "stored: take a part of them and upload that.",
-                    field="file",
-                )
-            self._see(example)
-            yield example
-
-    def _see(self, example: Example) -> None:
-        if self.outputs is not None:
-            self.outputs[example.output] += 1
-            if len(self.outputs) > MOST_LABELS or len(example.output) > LONGEST_LABEL:
-                self.outputs = None
-        question, answer = (blake2b(text.encode()).digest() for text in example)
-        answers = self.answers.setdefault(question, set())
-        self.doubles += answer in answers
-        answers.add(answer)
-        for lengths, text in zip(self.lengths, example, strict=True):
-            lengths.append(len(text))
-
-    def report(self) -> dict[str, Any]:
-        """Numbers of characters and of rows. Labels only where outputs come again and again."""
-        inputs, outputs = self.lengths
-        labels = self.outputs if self.outputs and 2 * len(self.outputs) <= self.count else {}
-        return {
-            "labels": {label: labels[label] for label in sorted(labels)},
-            "duplicates": self.doubles,
-            "contradictions": sum(len(answers) > 1 for answers in self.answers.values()),
-            "longest_input": max(inputs),
-            "longest_output": max(outputs),
-            "mean_input": round(sum(inputs) / self.count, 1),
-            "mean_output": round(sum(outputs) / self.count, 1),
-        }
 
 
 @cache
@@ -229,6 +180,23 @@ def preview(dataset: Dataset, limit: int = 20) -> list[Example]:
 def labels(dataset: Dataset) -> list[str]:
     """The distinct outputs, where they are few and short enough to be labels; else empty."""
     return list(dataset.report.get("labels", {}))
+
+
+def task(dataset: Dataset) -> str:
+    """The task that its outputs look like, to begin with: a shipped set knows its own; JSON objects
+    hold what was extracted; few short outputs that come again and again are labels.
+    """
+    if known := shipped(dataset):
+        return known.task
+    if dataset.report.get("json_objects"):
+        return "extraction"
+    return "classification" if len(labels(dataset)) > 1 else "generation"
+
+
+def template(dataset: Dataset, task: str) -> str:
+    """The task's own, or the one written for a shipped set."""
+    known = shipped(dataset)
+    return known.template if known and known.task == task else prompts.TASKS[task].template
 
 
 def split(

@@ -1,5 +1,7 @@
 """The studio's errors: each is a sentence for the person who reads it."""
 
+from typing import Any
+
 
 class StudioError(Exception):
     """Something the user can understand: what happened, what is safe, what to do."""
@@ -29,6 +31,14 @@ class Invalid(StudioError):
     """What the user gave cannot be used; `field` names the form field, if one is to blame (422)."""
 
 
+class UnknownColumns(Invalid):
+    """Nobody knows which columns of a file are input and output; `columns`: those to choose from."""
+
+    def __init__(self, message: str, columns: list[str]) -> None:
+        super().__init__(message, field="columns")
+        self.columns = columns
+
+
 class TooLarge(StudioError):
     """More was sent than the settings allow (413)."""
 
@@ -55,3 +65,8 @@ class NoRoom(StudioError):
 
 class LostClaim(StudioError):
     """Another attempt owns this run now; whoever gets this must stop and change nothing."""
+
+
+def own_words(problem: Any) -> str:
+    """What a validator of ours said, of one of pydantic's problems: without what pydantic puts before it."""
+    return str(problem["msg"]).removeprefix("Value error, ")

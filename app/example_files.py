@@ -3,10 +3,12 @@
 import codecs
 import csv
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import dropwhile
 from typing import Any, BinaryIO
 
 from app import example_json
+from app.example_columns import Columns, recognized
 from app.example_lines import (
     FIELDS,
     MOST_ROW_BYTES,
@@ -34,16 +36,19 @@ _UNQUOTED = "a quote that opens in this row is never closed, or the row is longe
 csv.field_size_limit(MOST_ROW_BYTES)
 
 
-def rows(path: Path, filename: str) -> Iterator[Row]:
+def rows(path: Path, filename: str, columns: Columns | None = None) -> Iterator[Row]:
     """The rows of the file in the format that its content shows, or else its name.
 
-    Raises Broken where reading cannot go on.
+    `columns`: those that are wanted, if not those of the usual names. Raises Broken where reading
+    cannot go on.
     """
     with path.open("rb") as file:
-        yield from _reader(file, filename.lower())(file)
+        yield from _reader(file, filename.lower(), columns)(file)
 
 
-def _reader(file: BinaryIO, name: str) -> Callable[[BinaryIO], Iterator[Row]]:
+def _reader(
+    file: BinaryIO, name: str, columns: Columns | None
+) -> Callable[[BinaryIO], Iterator[Row]]:
     head = file.read(4096)
     file.seek(0)
     for signature, kind in _SIGNATURES.items():
@@ -57,16 +62,16 @@ def _reader(file: BinaryIO, name: str) -> Callable[[BinaryIO], Iterator[Row]]:
     if start == b"[" and not name.endswith((".csv", ".tsv")):
         return example_json.array_rows
     if name.endswith((".csv", ".tsv")):
-        return _csv_rows
+        return partial(_csv_rows, columns)
     if name.endswith((".json", ".jsonl", ".ndjson")) or start == b"{":
         return example_json.line_rows
-    return _csv_rows
+    return partial(_csv_rows, columns)
 
 
-def _csv_rows(file: BinaryIO) -> Iterator[Row]:
+def _csv_rows(columns: Columns | None, file: BinaryIO) -> Iterator[Row]:
     found = dropwhile(lambda pair: not (pair[1] or "").strip(), lines(file, skip_long=False))
     number, first = next(found, (1, ""))
-    delimiter, width, places = _header(first or "", number)
+    delimiter, width, places = _header(first or "", number, columns)
     start, size = number, 0
 
     def fed() -> Iterator[str]:
@@ -93,20 +98,27 @@ def _csv_rows(file: BinaryIO) -> Iterator[Row]:
             yield start, _from_cells(cells, width, places)
 
 
-def _header(line: str, number: int) -> tuple[str, int, dict[str, int]]:
+def _header(line: str, number: int, columns: Columns | None) -> tuple[str, int, dict[str, int]]:
     """The delimiter (comma, semicolon or tab), how many columns, and where the fields stand."""
+    most: list[str] = []
     for delimiter in ",;\t":
         try:
             names = next(csv.reader([line], delimiter=delimiter, strict=True), [])
         except csv.Error:
             continue
+        most = max(most, names, key=len)
         tidy = [name.strip().casefold() for name in names]
-        if all(tidy.count(field) == 1 for field in FIELDS):
-            return delimiter, len(tidy), {field: tidy.index(field) for field in FIELDS}
+        wanted = [name for name in columns or recognized(tidy) or () if name]
+        same = [name.strip().casefold() for name in wanted]
+        places = [tidy.index(name) for name in same if tidy.count(name) == 1]
+        if wanted and len(places) == len(wanted):
+            return delimiter, len(tidy), dict(zip(wanted, places, strict=True))
+    first, second = (columns or FIELDS)[:2]
     raise Broken(
         number,
-        'the first row should name the columns, "input" and "output" once each, but reads: '
-        f"{shown(line.strip())}",
+        f'the first row should name the columns, "{shown(first)}" and "{shown(second)}" once each, '
+        f"but reads: {shown(line.strip())}",
+        most if len(most) > 1 else (),
     )
 
 

@@ -3,11 +3,11 @@
 import codecs
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from app.example_lines import (
-    FIELDS,
     MOST_ROW_BYTES,
     TOO_LONG,
     Broken,
@@ -32,8 +32,8 @@ class Number(str):
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        found |= {field: Unusable("is given twice") for field in FIELDS if names.count(field) > 1}
+        counts = Counter(name for name, _ in pairs)
+        found |= {name: Unusable("is given twice") for name in counts if counts[name] > 1}
     return found
 
 

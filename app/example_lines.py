@@ -1,7 +1,7 @@
 """Lines of an example file and what can be wrong with them; what its readers share."""
 
 import codecs
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
 MOST_ROW_BYTES = 1_000_000  # one row, as it stands in the file
@@ -13,11 +13,12 @@ Row = tuple[int, Any]  # the line it starts at; a JSON value, or Unusable
 
 
 class Broken(Exception):
-    """Why the file cannot be read any further, and at which line."""
+    """Why the file cannot be read any further, and at which line; `columns`: of a choice to make."""
 
-    def __init__(self, line: int, reason: str) -> None:
+    def __init__(self, line: int, reason: str, columns: Sequence[str] = ()) -> None:
         super().__init__(reason)
         self.line = line
+        self.columns = columns
 
 
 class Unusable(NamedTuple):

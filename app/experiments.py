@@ -1,7 +1,7 @@
 """Experiments: one question to a base model and a dataset, answered by several runs."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NotRequired, TypedDict, Unpack
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session, selectinload
@@ -54,30 +54,30 @@ def on_dataset(db: Session, dataset_id: str) -> list[Experiment]:
     return list(db.scalars(query.order_by(Experiment.created_at.desc())))
 
 
-def create(
-    db: Session,
-    *,
-    name: str,
-    base_model_id: str,
-    dataset_id: str,
-    task: str,
-    template: str,
-    labels: list[str],
-    seed: int,
-    methods: Mapping[str, Mapping[str, Any]],
-    override: bool = False,
-    watch: Sequence[str] = (),
-) -> Experiment:
+class Question(TypedDict):
+    """What a new experiment is asked; `methods`: each with its parameters, {} for the defaults."""
+
+    name: str
+    base_model_id: str
+    dataset_id: str
+    task: str
+    template: str
+    labels: list[str]
+    seed: int
+    methods: Mapping[str, Mapping[str, Any]]
+    watch: NotRequired[Sequence[str]]
+    override: NotRequired[bool]  # start what fits no worker alive, too
+
+
+def create(db: Session, **question: Unpack[Question]) -> Experiment:
     """Store the experiment and queue one run for each method.
 
     Raises Invalid, with the field to blame (such as "name" or "lora.rank"), and stores nothing;
     also for runs that fit no worker alive, unless `override` says that they shall start anyway.
     """
-    experiment, asked, chosen = _checked(
-        db, name, base_model_id, dataset_id, task, template, labels, seed, methods, watch
-    )
+    experiment, asked, chosen = _checked(db, question)
     wanted = [Wanted(*one) for one in chosen.items()]
-    told = admission.forecasts(db, asked, wanted, override)
+    told = admission.forecasts(db, asked, wanted, question.get("override", False))
     db.add(experiment)
     db.flush()
     for one, known in zip(wanted, told, strict=True):
@@ -89,40 +89,28 @@ def create(
     return get(db, experiment.id)
 
 
-def asked(db: Session, **wanted: Any) -> tuple[Given, dict[str, dict[str, Any]]]:
+def asked(db: Session, **question: Unpack[Question]) -> tuple[Given, dict[str, dict[str, Any]]]:
     """What `create` would be asked, checked the same way, for a forecast. Stores nothing."""
-    wanted.pop("override", None)
-    _, found, chosen = _checked(db, **wanted)
+    _, found, chosen = _checked(db, question)
     return found, chosen
 
 
-def _checked(
-    db: Session,
-    name: str,
-    base_model_id: str,
-    dataset_id: str,
-    task: str,
-    template: str,
-    labels: list[str],
-    seed: int,
-    methods: Mapping[str, Mapping[str, Any]],
-    watch: Sequence[str] = (),
-) -> tuple[Experiment, Given, dict[str, dict[str, Any]]]:
+def _checked(db: Session, asked: Question) -> tuple[Experiment, Given, dict[str, dict[str, Any]]]:
     """The experiment, not stored; what its forecasts are about; and each method's parameters."""
-    base_model, dataset = _needed(db, base_model_id, dataset_id)
+    base_model, dataset = _needed(db, asked["base_model_id"], asked["dataset_id"])
     experiment = Experiment(
         id=new_id(),
-        name=questions.name(name),
+        name=questions.name(asked["name"]),
         base_model_id=base_model.id,
         dataset_id=dataset.id,
-        task=questions.task(task),
-        labels=questions.labels(dataset, task, labels),
-        template=prompts.check_template(template),
-        seed=questions.seed(seed),
-        split=datasets.split(dataset.num_examples, seed),
-        watch=questions.watch(watch),
+        task=questions.task(asked["task"]),
+        labels=questions.labels(dataset, asked["task"], asked["labels"]),
+        template=prompts.check_template(asked["template"]),
+        seed=questions.seed(asked["seed"]),
+        split=datasets.split(dataset.num_examples, asked["seed"]),
+        watch=questions.watch(asked.get("watch", ())),
     )
-    chosen = admission.checked_params(base_model, methods)
+    chosen = admission.checked_params(base_model, asked["methods"])
     return experiment, forecast.given(experiment, base_model, dataset), chosen
 
 

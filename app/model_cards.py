@@ -44,7 +44,7 @@ def _what(run: Run) -> str:
     experiment, method = run.experiment, methods.get(run.method)
     model = experiment.base_model
     licence = model.licence or "unknown: see where the base model comes from"
-    return f"""# {plain(experiment.name)}: {method.label}
+    return f"""# {plain(experiment.name)}: {plain(naming.name(run))}
 
 {plain(model.name)}, tuned by {method.label} on {len(experiment.split["train"]):,} examples of the dataset
 "{plain(experiment.dataset.name)}". {method.summary}

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 from app import datasets, prompts
 from app.errors import Invalid
+from app.inspection import MOST_LABELS
 from app.tables import Dataset
 
-MOST_LABELS = 200
 MOST_WATCHED = 5
 LONGEST_WATCHED = 4000  # characters
 

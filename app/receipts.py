@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from app import files, fingerprints, methods, model_cards, points, runs
+from app import files, fingerprints, methods, model_cards, naming, points, runs
 from app.comparison import baselines
 from app.errors import Conflict
 from app.receipt_files import CARD, DATA, ENVIRONMENT, POINTS, RECEIPT, SPLIT
@@ -92,6 +92,7 @@ def _receipt(run: Run, base: dict[str, Any]) -> dict[str, Any]:
         "format": 1,
         "versions": run.figures.get("versions", {}),
         "run": {field: getattr(run, field) for field in trained}
+        | {"name": naming.name(run)}
         | {"params": params, "attempts": run.attempt, "steps": run.step},
         "experiment": {field: getattr(experiment, field) for field in setup},
         "dataset": {

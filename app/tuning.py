@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 from sqlalchemy.orm import Session
 
 from app import (
     admission,
+    assignments,
     base_models,
     calibration,
     database,
@@ -19,7 +19,6 @@ from app import (
     experiments,
     methods,
     naming,
-    overlap,
     prompts,
     runs,
     storage,
@@ -27,10 +26,8 @@ from app import (
 )
 from app.comparison import figures
 from app.errors import Invalid, Unavailable
+from app.results import Result
 from app.tables import BaseModel, Dataset, Experiment, Run
-
-COLUMNS = ("validation loss", "time", "peak memory", "trained", "saved")
-MOST_LABELS = 100  # more distinct outputs than this are no labels
 
 
 class Question(NamedTuple):
@@ -46,58 +43,7 @@ class Question(NamedTuple):
     parameters: list[str]
     override: bool = False
     watch: tuple[str, ...] = ()
-
-
-class Result(NamedTuple):
-    """The finished experiment and its comparison."""
-
-    experiment: Experiment
-    comparison: figures.Comparison
-    started: list[str]  # the runs that were asked for
-
-    @property
-    def succeeded(self) -> bool:
-        """Whether each run that was asked for did."""
-        mine = {run.id: run.state for run in self.experiment.runs}
-        return all(mine.get(run_id) == "succeeded" for run_id in self.started)
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        names = self.comparison.labels
-        return {
-            "experiment": self.experiment.id,
-            "name": self.experiment.name,
-            "succeeded": self.succeeded,
-            "started": self.started,
-            "errors": {names[run.id]: run.error for run in self.experiment.runs if run.error},
-            **figures.as_dict(self.comparison),
-        }
-
-    def table(self) -> Table:
-        """For the terminal."""
-        made = Table(title=f"{self.experiment.name}: {self.comparison.num_test} test examples")
-        for column in ("", "state", self.comparison.metric, *COLUMNS):
-            made.add_column(column, justify="left" if column in {"", "state"} else "right")
-        for row in self.comparison.rows:
-            made.add_row(
-                row.label,
-                row.state or "-",
-                _shown(row.score, "{:.3f}"),
-                _shown(row.validation_loss, "{:.4f}"),
-                _shown(row.train_seconds, "{:.0f} s"),
-                _shown(row.peak_memory_mb, "{:.0f} MB"),
-                _shown(row.trainable, "{:,}"),
-                _shown(row.size_bytes and row.size_bytes / 1e6, "{:.1f} MB"),
-            )
-        said = [overlap.words(self.comparison.num_trained_on, self.comparison.num_test)]
-        if self.comparison.majority is not None:
-            said.insert(0, f"Always the commonest label: {self.comparison.majority:.3f}")
-        made.caption = "\n".join(filter(None, said))
-        return made
-
-
-def _shown(value: float | None, form: str) -> str:
-    return "-" if value is None else form.format(value)
+    columns: tuple[str, str] = ("", "")  # of the data, with inputs and outputs
 
 
 def tune(question: Question, notes: Console) -> Result:
@@ -146,21 +92,16 @@ def _create(db: Session, question: Question, chosen: dict[str, dict[str, Any]]) 
     """Everything is checked before anything is stored. Raises Invalid."""
     base_model = _base_model(db, question.base)
     chosen = admission.checked_params(base_model, chosen)
-    dataset = _dataset(db, question.data)
-    labels = datasets.labels(dataset)
-    few = 2 <= len(labels) <= MOST_LABELS and len(labels) * 5 <= dataset.num_examples
-    shipped = datasets.shipped(dataset)
-    usual = shipped.task if shipped else "classification" if few else "generation"
-    task = question.task or usual
-    known = shipped.template if shipped and shipped.task == task else prompts.TASKS[task].template
+    dataset = _dataset(db, question)
+    task = question.task or datasets.task(dataset)
     return experiments.create(
         db,
         name=question.name or dataset.name,
         base_model_id=base_model.id,
         dataset_id=dataset.id,
         task=task,
-        template=question.template or known,
-        labels=labels,
+        template=question.template or datasets.template(dataset, task),
+        labels=datasets.labels(dataset),
         seed=question.seed,
         methods=chosen,
         override=question.override,
@@ -182,14 +123,7 @@ def told(run: Run, label: str) -> str:
 def _chosen(question: Question) -> dict[str, dict[str, Any]]:
     """The methods with the parameters that were set."""
     keys = [key.strip() for key in question.methods.split(",") if key.strip()]
-    chosen: dict[str, dict[str, Any]] = {methods.get(key).key: {} for key in keys}
-    for text in question.parameters:
-        left, _, value = text.partition("=")
-        key, _, field = left.partition(".")
-        if key not in chosen or not field or not value:
-            raise Invalid(f"--set {text}: write method.parameter=value, such as lora.rank=8.")
-        chosen[key][field] = value
-    return chosen
+    return assignments.assigned(question.parameters, {methods.get(key).key: {} for key in keys})
 
 
 def _check(question: Question) -> None:
@@ -202,11 +136,11 @@ def _check(question: Question) -> None:
         prompts.check_template(question.template)
 
 
-def _dataset(db: Session, data: str) -> Dataset:
-    source = storage.users_file(data)
+def _dataset(db: Session, question: Question) -> Dataset:
+    source = storage.users_file(question.data)
     upload = storage.upload_file()
     storage.copy(source, upload)
-    return datasets.add(db, source.stem, source.name, upload)
+    return datasets.add(db, source.stem, source.name, upload, question.columns)
 
 
 def _base_model(db: Session, name: str) -> BaseModel:

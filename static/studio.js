@@ -41,6 +41,17 @@ const AWAY = "The studio does not answer. Is it still running?";
 document.addEventListener("htmx:sendError", () => say(AWAY, true));
 document.addEventListener("htmx:afterOnLoad", () => status.textContent === AWAY && status.replaceChildren());
 
+// Times of day by the reader's clock, on the page and in whatever htmx puts into it.
+const CLOCK = { hour: "2-digit", minute: "2-digit" };
+document.addEventListener("htmx:load", ({ target }) => {
+  for (const time of target.querySelectorAll("time[data-clock]")) {
+    const at = new Date(time.dateTime);
+    const today = at.toDateString() === new Date().toDateString();
+    time.textContent = at.toLocaleString("en-GB", today ? CLOCK : { weekday: "short", ...CLOCK });
+  }
+  for (const zone of target.querySelectorAll("[data-zone]")) zone.textContent = zone.dataset.zone;
+});
+
 // A notice goes by itself once it was read; one that says no stays until the next. With a button it
 // stays longer, and as long as someone is at it.
 function fade(line) {

@@ -5,11 +5,15 @@ for (const form of document.querySelectorAll("form[data-upload]")) {
   const button = form.querySelector("button");
   const refused = form.querySelector("#refused");
 
-  const refuse = (message) => {
+  const refuse = (message, columns) => {
     bar.hidden = true;
     button.disabled = false;
     refused.hidden = false;
     refused.querySelector("[data-message]").textContent = message;
+    if (columns) {
+      form.querySelector("#columns").open = true;
+      form.querySelector("datalist").replaceChildren(...columns.map((name) => new Option(name, name)));
+    }
     refused.scrollIntoView({ block: "nearest" });
   };
 
@@ -26,7 +30,7 @@ for (const form of document.querySelectorAll("form[data-upload]")) {
     request.upload.onload = () => bar.removeAttribute("value"); // now the studio reads it
     request.onload = () => {
       if (request.status === 201) location.assign(`/datasets/${request.response.id}`);
-      else refuse(request.response?.error?.message ?? "The studio could not take the file. Try again.");
+      else refuse(request.response?.error?.message ?? "The studio could not take the file. Try again.", request.response?.error?.columns);
     };
     request.onerror = () => refuse("The upload broke off. Nothing was stored; try again.");
     refused.hidden = true;

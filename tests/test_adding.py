@@ -70,7 +70,9 @@ def test_a_method_over_several_seeds_and_values(db: Session, of: Experiment) -> 
     assert seeds.exit_code == 0, seeds.output
     assert "Is there already: LoRA · seed 7" in seeds.stderr
     assert [f"LoRA · seed {n}" in seeds.stderr for n in (8, 9, 10)] == [True, True, False]
-    sweep = _add(of.id, "--method", "prompt_tuning", "--vary", "learning_rate=0.001, 0.01")
+    sweep = _add(
+        of.id, "--method", "prompt_tuning", "--vary", "prompt_tuning.learning_rate=0.001, 0.01"
+    )
     assert sweep.exit_code == 0, sweep.output
     found = [name for name in _names(db, of) if name.startswith("Prompt")]
     assert found == [f"Prompt tuning · learning rate {n}" for n in ("0.001", "0.01")]
@@ -94,6 +96,8 @@ def test_a_run_that_did_not_succeed_is_said_by_the_exit_code(
         (["--copy", "LoRA · rank 99"], "The run to copy is not in this experiment."),
         (["--method", "lora", "--set", "rank"], "--set rank: write parameter=value"),
         (["--method", "lora", "--set", "rank=0"], "LoRA: Rank"),
+        (["--method", "lora", "--set", "qlora.rank=8"], "qlora is not trained here; lora would be"),
+        (["--method", "lora", "--set", "color=1"], "there is no parameter color. There are"),
         (["--method", "lora", "--set", "seed=x", "--seeds", "2"], "--set seed=x: give a whole"),
         (["--method", "lora", "--vary", "rank"], "Give 1 to 10 values"),
         (["--method", "lora", "--vary", "color=1"], "color cannot be varied"),

@@ -105,12 +105,13 @@ def test_the_report_counts_what_is_odd(db: Session) -> None:
     [
         (["b", "a", "b", "a"], ["a", "b"]),
         ([f"answer {number}" for number in range(60)], []),  # each but once: no labels
-        ([f"label {number % 51}" for number in range(153)], []),
+        ([f"label {number % 201}" for number in range(603)], []),
         (
             [f"label {number % 50}" for number in range(100)],
             sorted(f"label {n}" for n in range(50)),
         ),
         (["x" * 101, "y"] * 30, []),
+        (["x\nz", "y"] * 30, []),  # a label is one line
     ],
 )
 def test_labels_are_few_short_outputs_that_come_again(
@@ -119,6 +120,25 @@ def test_labels_are_few_short_outputs_that_come_again(
     monkeypatch.setattr(settings, "min_examples", 1)
     dataset = add(db, [Example(f"{number}", text) for number, text in enumerate(outputs)])
     assert datasets.labels(dataset) == labels
+
+
+@pytest.mark.parametrize(
+    ("outputs", "task"),
+    [
+        ([f"intent {number % 77}" for number in range(400)], "classification"),
+        ([f"intent {number % 31}" for number in range(60)], "generation"),  # too few of each
+        (["always the same"] * 60, "generation"),
+        ([f"answer {number}" for number in range(60)], "generation"),
+        ([f'{{"size": {number}}}' for number in range(60)], "extraction"),
+        (['{"size": 1}', '{"size": 2}'] * 30, "extraction"),
+        ([*(f'{{"size": {number}}}' for number in range(59)), "none"], "generation"),
+        ([f"[{number}]" for number in range(60)], "generation"),
+        ([f'{{"size": {number}' for number in range(60)], "generation"),
+    ],
+)
+def test_the_task_is_told_from_the_outputs(db: Session, outputs: list[str], task: str) -> None:
+    dataset = add(db, [Example(f"{number}", text) for number, text in enumerate(outputs)])
+    assert datasets.task(dataset) == task
 
 
 @pytest.mark.parametrize("key", datasets.EXAMPLES)

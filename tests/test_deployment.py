@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+import tomllib
 from configparser import RawConfigParser
 from pathlib import Path
 from typing import Any
@@ -230,6 +231,14 @@ def test_each_setting_is_described_and_each_that_is_named_exists() -> None:
     assert set(re.findall(r"STUDIO_[A-Z_]+[A-Z]", named)) <= _settings()
     inner = {"STUDIO_CRASH"}  # for tests alone
     assert {one for one in _settings() - inner if f"| `{one}` |" not in described} == set()
+
+
+def test_the_licence_that_is_named_is_there() -> None:
+    named = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["license"]
+    text = " ".join((REPOSITORY / "LICENSE").read_text().split())
+    assert named == "Apache-2.0"
+    assert text.startswith("Apache License Version 2.0, January 2004")
+    assert "END OF TERMS AND CONDITIONS" in text
 
 
 def test_each_command_that_is_written_down_is_taken() -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from app import examples
-from app.errors import Invalid
+from app.errors import Invalid, UnknownColumns
+from app.example_columns import Columns, named
 from app.example_lines import MOST_ROW_BYTES
 from app.examples import Example
 
@@ -82,6 +83,85 @@ def test_texts_come_out_as_they_went_in(tmp_path: Path) -> None:
     assert read(tmp_path, array(odd), "d.json") == odd
 
 
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("text", "label"),
+        ("Question", "ANSWER"),
+        ("prompt", "completion"),
+        ("prompt", "response"),
+        ("instruction", "output"),
+        ("document", "summary"),
+    ],
+)
+def test_usual_names_of_columns_are_known(tmp_path: Path, first: str, second: str) -> None:
+    rows = [{"id": "7", second: "b", first: "a"}, {"id": "8", first: "c", second: "d"}]
+    found = [Example("a", "b"), Example("c", "d")]
+    assert read(tmp_path, "\n".join(map(json.dumps, rows)), "d.jsonl") == found
+    assert read(tmp_path, json.dumps(rows), "d.json") == found
+    assert read(tmp_path, f"id;{second} ;{first}\n7;b;a\n8;d;c\n", "d.csv") == found
+
+
+def test_input_and_output_count_more_than_other_names(tmp_path: Path) -> None:
+    row = {"text": "no", "label": "no", "input": "a", "output": "b"}
+    assert read(tmp_path, json.dumps(row), "d.jsonl") == [Example("a", "b")]
+    # What the first row has is meant in all others.
+    with pytest.raises(Invalid, match='Line 2: there is no "input"'):
+        read(tmp_path, json.dumps(row) + '\n{"text": "x", "label": "y"}', "d.jsonl")
+
+
+def test_what_an_instruction_is_about_goes_behind_it(tmp_path: Path) -> None:
+    rows = [{"instruction": "Translate.", "input": text, "output": "b"} for text in ("a", "")]
+    found = [Example("Translate.\n\na", "b"), Example("Translate.", "b")]
+    assert read(tmp_path, json.dumps(rows), "d.json") == found
+    content = "instruction,input,output\nTranslate.,a,b\nTranslate.,,b\n"
+    assert read(tmp_path, content, "d.csv") == found
+
+
+def test_a_conversation_is_what_was_asked_and_the_answer(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    system = {"role": "system", "content": "Be short."}
+    rows = [{"messages": turns}, {"messages": [system, *turns]}]
+    content = "\n".join(map(json.dumps, rows))
+    assert read(tmp_path, content, "d.jsonl") == [Example("a", "b"), Example("Be short.\n\na", "b")]
+    odd: list[object] = [turns[::-1], turns * 2, turns[:1], [], "text", True, None, [turns], 5]
+    for bad in odd:
+        row = "\n" + json.dumps({"messages": bad})
+        with pytest.raises(Invalid, match='Line 3: "messages" should be a list of one message'):
+            read(tmp_path, content + row, "d.jsonl")
+    row = "\n" + json.dumps({"messages": [turns[0], {"role": "assistant", "content": " "}]})
+    with pytest.raises(Invalid, match='Line 3: "content" is empty'):
+        read(tmp_path, content + row, "d.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        ('{"frage": "a", "antwort": "b"}\n{"frage": "c", "antwort": "d"}', "d.jsonl"),
+        ('[{"frage": "a", "antwort": "b"}, {"frage": "c", "antwort": "d"}]', "d.json"),
+        ("frage;antwort\na;b\nc;d\n", "d.csv"),
+    ],
+)
+def test_unknown_columns_are_listed_and_can_be_chosen(
+    tmp_path: Path, content: str, name: str
+) -> None:
+    with pytest.raises(UnknownColumns) as refused:
+        read(tmp_path, content, name)
+    assert refused.value.columns == ["frage", "antwort"]
+    assert (refused.value.field, "antwort" in refused.value.message) == ("columns", True)
+    assert refused.value.message.endswith("--output-column).")
+    (path := tmp_path / "x").write_text(content)
+    found = list(examples.read(path, name, Columns("antwort", "frage")))
+    assert found == [Example("b", "a"), Example("d", "c")]
+
+
+@pytest.mark.parametrize("pair", [("a", ""), ("", "b"), ("a", "a")])
+def test_half_a_choice_of_columns_is_refused(pair: tuple[str, str]) -> None:
+    with pytest.raises(Invalid, match="Name two columns") as refused:
+        named(*pair)
+    assert refused.value.field == "columns"
+
+
 def good(line: int) -> str:
     return json.dumps({"input": f"line {line}", "output": "x"}) + "\n"
 
@@ -149,7 +229,7 @@ BAD_FILES: list[tuple[bytes, str, int, str]] = [
     (b'[{"input": "x", "output": "y"}]\n[', "a.json", 2, "more follows"),
     (b"[\n\n{'input': 'x'}]", "a.json", 3, "not valid JSON (Expecting"),
     (b'{\n"data": []\n}', "a.json", 1, "or the whole file an array"),
-    (b"question,answer\r\nx,y\r\n", "a.csv", 1, "reads: question,answer"),
+    (b"frage,antwort\r\nx,y\r\n", "a.csv", 1, "reads: frage,antwort"),
     (b"input,output,input\r\nx,y,z\r\n", "a.csv", 1, "once each"),
     (b"x" * 100 + b"," * 100_000, "a.csv", 1, "the first row should name"),
     (b'input,output\r\na,b\r\nx,"y\r\nz,w\r\n', "a.csv", 3, "never closed"),

@@ -9,7 +9,7 @@ from fastapi.testclient import TestClient
 from rich.console import Console
 from sqlalchemy.orm import Session
 
-from app import datasets, experiments, overlap, storage, tuning
+from app import datasets, experiments, overlap, results, storage
 from app.comparison import figures
 from app.tables import Dataset, Experiment
 from tests import answered, factories, web
@@ -93,10 +93,10 @@ def test_the_command_line_says_it_under_its_table(db: Session) -> None:
     def said(of: Experiment) -> str:
         found = experiments.get(db, of.id)
         text = io.StringIO()
-        table = tuning.Result(found, figures.compare(db, found), []).table()
+        table = results.Result(found, figures.compare(db, found), []).table()
         Console(file=text, width=200).print(table)
         return " ".join(text.getvalue().split())
 
     of = factories.experiment(db, data=factories.dataset(db, ROWS), split=SPLIT)
-    assert "Always the commonest label: 0.500 2 of the 4 test examples" in said(of)
+    assert "Always the commonest label: 50.0 % 2 of the 4 test examples" in said(of)
     assert "training part" not in said(answered.experiment(db, num_test=60))

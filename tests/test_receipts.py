@@ -480,6 +480,11 @@ def test_the_model_card(db: Session) -> None:
     assert "| Loss (nats per token) | 1.0000 | 0.2500 |" in text
     assert "On 15 test examples" in text
     assert "step 6 of 9" in text
+    factories.tuned(db, of, params=run.params | {"rank": 4})
+    db.refresh(of)
+    assert "\\<b\\> \\[x\\](y): LoRA · rank 16\n" in model_cards.write(run, {})
+    found = dict(receipts.contents(db, run))
+    assert json.loads(bytes(found["receipt.json"]))["run"]["name"] == "LoRA · rank 16"  # type: ignore[arg-type]
 
 
 def test_other_hardware_is_named(made: Path) -> None:

@@ -50,7 +50,7 @@ def test_a_second_studio_on_a_home_is_refused_in_a_sentence() -> None:
         (["nothing.csv"], "There is no file nothing.csv"),
         (["README.md", "--task", "zz"], "There is no task zz"),
         (["README.md", "--template", "no place"], "{{input}}"),
-        (["README.md", "--set", "lora.rank"], "write method.parameter=value"),
+        (["README.md", "--set", "lora.rank"], "write parameter=value"),
     ],
 )
 def test_what_is_asked_for_wrongly_is_said_before_anything_starts(

@@ -95,6 +95,19 @@ def test_a_refused_file_is_explained_in_place_and_a_good_one_opens(page: Page) -
     expect(page.locator("tbody >> nth=0")).to_contain_text("text 0")
 
 
+def test_columns_that_are_not_known_are_chosen_with_the_file_still_there(page: Page) -> None:
+    upload(page, lines(60).replace(b'"input"', b'"frage"').replace(b'"output"', b'"antwort"'))
+    expect(page.locator("#refused")).to_contain_text("the fields are: frage, antwort")
+    assert page.locator("#choices option").evaluate_all("all => all.map((one) => one.value)") == [
+        "frage",
+        "antwort",
+    ]
+    page.fill("#input_column", "frage")
+    page.fill("#output_column", "antwort")
+    page.click("text=Upload >> nth=-1")
+    expect(page.locator("tbody >> nth=0")).to_contain_text("text 0")
+
+
 def test_everything_works_without_script(chromium: Browser, address: str) -> None:
     context = chromium.new_context(base_url=address, java_script_enabled=False)
     page, _ = opened(context, address)

@@ -78,6 +78,27 @@ def test_every_reason_against_a_file_is_on_the_page(browser: TestClient) -> None
     assert list(storage.dataset_file("x").parent.iterdir()) == []
 
 
+def test_columns_with_other_names_are_offered_and_chosen(browser: TestClient) -> None:
+    rows = [{"frage": f"text {n}", "antwort": f"answer {n}", "id": "x"} for n in range(60)]
+    sent = {"file": ("a.json", json.dumps(rows).encode())}
+    refused = browser.post("/datasets", files=sent)
+    assert refused.status_code == 422
+    assert '<details class="fold" id="columns" open>' in refused.text
+    for name in rows[0]:
+        assert f'<option value="{name}">' in refused.text
+    told = browser.post("/api/datasets", files=sent).json()["error"]
+    assert told["columns"] == ["frage", "antwort", "id"]
+    half = browser.post("/datasets", files=sent, data={"input_column": "frage"})
+    assert "Name two columns" in half.text
+    assert 'name="input_column" list="choices" maxlength="100" value="frage"' in half.text
+    chosen = {"input_column": "frage", "output_column": "antwort"}
+    added = browser.post("/datasets", files=sent, data=chosen)
+    assert added.status_code == 303
+    assert "answer 3" in browser.get(added.headers["location"]).text
+    assert browser.post("/api/datasets", files=sent, data=chosen).status_code == 201
+    assert '<details class="fold" id="columns">' in browser.get("/datasets").text
+
+
 def test_a_bad_name_is_said_at_the_name(browser: TestClient) -> None:
     answer = browser.post("/datasets", files={"file": ("a.jsonl", lines())}, data={"name": "a\0b"})
     assert answer.status_code == 422

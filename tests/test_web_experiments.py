@@ -2,9 +2,11 @@
 
 import csv
 import io
+import json
 import math
 import re
 from html import unescape
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +24,7 @@ from app import (
     prompts,
     runs,
     storage,
+    tuning,
 )
 from app.comparison import baselines
 from app.comparison.baselines import Given
@@ -110,6 +113,26 @@ def test_the_form_is_filled_from_the_data(
     assert re.search(r'<option value="generation" selected>', other)
 
 
+def test_form_and_command_line_begin_with_the_task_of_the_outputs(
+    browser: TestClient, db: Session, ready: tuple[BaseModel, Dataset], tmp_path: Path
+) -> None:
+    outputs = {
+        "classification": [f"intent {n % 77}" for n in range(400)],
+        "extraction": [f'{{"size": {n}}}' for n in range(60)],
+    }
+    for task, texts in outputs.items():
+        rows = [{"frage": f"text {n}", "antwort": text} for n, text in enumerate(texts)]
+        (data := tmp_path / f"{task}.json").write_text(json.dumps(rows))
+        asked = tuning.Question(str(data), "lora", ready[0].name, "", "", "", 1, [])
+        asked = asked._replace(columns=("frage", "antwort"))
+        made = tuning._create(db, asked, {"lora": {}})
+        assert (made.task, made.template) == (task, prompts.TASKS[task].template)
+        page = browser.get(f"/experiments/new?dataset={made.dataset_id}").text
+        assert f'<option value="{task}" selected>' in page
+        assert unescape(_field(page, "template")) == made.template
+        db.rollback()
+
+
 def test_a_shipped_set_begins_with_its_own_task_and_template(
     browser: TestClient, db: Session, ready: tuple[BaseModel, Dataset]
 ) -> None:
@@ -188,6 +211,12 @@ def test_another_task_or_dataset_changes_what_the_person_has_not(
     other = factories.dataset(db, rows=[("x", "new"), ("y", "old")] * 30, report={"labels": labels})
     page = browser.post("/experiments/new", data=_form(ready, dataset_id=other.id)).text
     assert _field(page, "labels").split() == ["new", "old"]
+    facts = factories.dataset(db, rows=[("x", "{}")] * 60, report={"json_objects": True})
+    page = browser.post("/experiments/new", data=_form(ready, dataset_id=facts.id)).text
+    assert '<option value="extraction" selected>' in page  # the task was told from the other one
+    chosen = _form(ready, dataset_id=facts.id, task="summarization")
+    page = browser.post("/experiments/new", data=chosen).text
+    assert '<option value="summarization" selected>' in page  # the person's own
     assert _stored() == []
 
 
@@ -410,6 +439,30 @@ def test_the_page_has_one_panel_a_run_with_what_can_be_done(
     assert "In the queue" in found["prompt_tuning"]
     assert 'data-base-loss="3.1"' in page
     assert "data-ended" not in page
+
+
+@pytest.mark.parametrize("task", prompts.TASKS)
+def test_an_experiment_without_runs_says_what_to_do(
+    browser: TestClient, db: Session, task: str
+) -> None:
+    of = factories.experiment(db, task=task, watch=["Where is it?"])
+    page = browser.get(f"/experiments/{of.id}").text
+    assert "This experiment has no runs" in page
+    assert f'href="/experiments/{of.id}/runs/new?method={next(iter(methods.METHODS))}"' in page
+    assert "All runs have ended" not in page
+    parts = ["comparison", "side-by-side", "report", "samples", "samples/moments", "points"]
+    parts += ["points.csv", "answers", "answers.csv", "vote", "vote/result"]
+    parts += ["classes"] if task == "classification" else []
+    places = [f"/experiments/{of.id}/{part}" for part in parts]
+    places += [
+        "/",
+        "/experiments",
+        f"/compare?experiment={of.id}",
+        f"/playground?experiment={of.id}",
+    ]
+    places += [f"/api/experiments/{of.id}{part}" for part in ("", "/comparison", "/votes")]
+    answers = {place: browser.get(place).status_code for place in places}
+    assert {place: code for place, code in answers.items() if code != 200} == {}
 
 
 def test_hostile_text_is_text_on_every_page(browser: TestClient, of: Experiment) -> None:

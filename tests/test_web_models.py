@@ -12,7 +12,7 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy.orm import Session
 
-from app import methods, runs, storage, workers
+from app import methods, naming, runs, storage, workers
 from app.comparison import baselines
 from app.tables import Baseline, Worker
 from tests import factories, web
@@ -84,7 +84,7 @@ def test_an_experiment_shows_its_best_run_against_the_base(
             experiment,
             method=method,
             figures={"precision": "float32"},
-            scores={"primary": "accuracy", "metrics": {"accuracy": score}},
+            scores={"primary": "accuracy", "metrics": {"accuracy": score}, "num_test": 40},
         )
     db.refresh(experiment)
     key = baselines.key(experiment, "float32")
@@ -92,6 +92,7 @@ def test_an_experiment_shows_its_best_run_against_the_base(
     db.commit()
     page = browser.get("/").text
     assert "92.5 %" in page
+    assert ">80.1 to 97.4<" in page  # Wilson's interval of 37 in 40
     assert "+52.5 points" in page
     assert "85.0 %" not in page
 
@@ -256,8 +257,39 @@ def test_a_download_is_an_archive_with_plain_names(browser: TestClient, adapter:
             assert archive.namelist() == [
                 f"{folder}/adapter_config.json",
                 f"{folder}/adapter_model.safetensors",
+                f"{folder}/README.md",
             ]
             assert archive.read(f"{folder}/adapter_model.safetensors") == b"\0" * 100
+
+
+@pytest.mark.parametrize("method", methods.METHODS)
+@pytest.mark.parametrize("source", ["hub", "folder"])
+def test_a_download_says_what_it_is_and_how_to_load_and_prompt_it(
+    browser: TestClient, db: Session, adapter: str, method: str, source: str
+) -> None:
+    of = runs.get(db, adapter).experiment
+    of.base_model.source = source
+    run = factories.tuned(db, of, method=method)
+    (folder := storage.whole_model_folder(run.id)).mkdir()
+    (folder / "model.safetensors").write_bytes(b"\1" * 10)
+    run.whole_state = "ready"
+    db.commit()
+    for which in ("tuned", "whole"):
+        sent = browser.get(f"/tuned-models/{run.id}/files/{which}.zip")
+        with zipfile.ZipFile(io.BytesIO(sent.content)) as archive:
+            [name] = [name for name in archive.namelist() if name.endswith("/README.md")]
+            text = archive.read(name).decode()
+        assert of.template in text
+        assert f": {naming.name(run)}\n" in text
+        assert "| Learning rate |" in text
+        assert "{{input}}" in text.partition("## How a prompt is put together")[2]
+        code = text.partition("```python\n")[2].partition("```")[0]
+        names = {node.id for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Name)}
+        with_base = methods.get(method).frozen_base and which == "tuned"
+        assert ("PeftModel" in names) == with_base
+        assert ("base_models/" in text) == (with_base and source != "hub")
+        assert f"./{name.partition('/')[0]}" in code
+        assert str(storage.home()) not in text  # nothing of this machine
 
 
 @pytest.mark.parametrize(("which", "status"), [("last", 404), ("whole", 409), ("x", 422)])

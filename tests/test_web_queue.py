@@ -1,6 +1,8 @@
 """The queue's page and its JSON: order, moves, holding, empty and failed states."""
 
 import re
+from datetime import datetime
+from zoneinfo import ZoneInfo
 
 import pytest
 from fastapi.testclient import TestClient
@@ -10,6 +12,8 @@ from sqlalchemy.orm import Session
 from app import order, storage, workers
 from app.tables import Worker
 from tests import factories, web
+
+KOLKATA = ZoneInfo("Asia/Kolkata")  # half an hour away from every other machine
 
 
 @pytest.fixture
@@ -43,7 +47,9 @@ def test_the_queue_is_shown_in_order_with_times_and_memory(
     assert _places(page) == ids
     assert "0 running, 3 waiting" in page
     assert "2.5 GB" in page
-    assert len(re.findall(r"<time datetime=\"[^\"]+\">[\w ]*\d\d:\d\d</time>", page)) == 6
+    assert (
+        len(re.findall(r"<time datetime=\"[^\"]+\" data-clock>[\w ]*\d\d:\d\d</time>", page)) == 6
+    )
     assert "&lt;b&gt;Bold&lt;/b&gt;" in page
     assert re.search(r'href="/queue"[^>]* aria-current="page"', page)
 
@@ -120,6 +126,23 @@ def test_json_says_and_does_the_same(browser: TestClient, db: Session) -> None:
     assert browser.get("/api/queue").json()["held_since"] > 0
     assert browser.post("/api/queue/release").json() == {"held_since": None}
     assert browser.post("/api/queue/nothing/up").status_code == 404
+
+
+@pytest.mark.browser
+def test_times_are_by_the_readers_clock(home: object, db: Session) -> None:
+    _alive(db)
+    _queue(db, 1)
+    with web.served() as address, web.chromium() as chromium:
+        page = chromium.new_page(base_url=address, timezone_id="Asia/Kolkata")
+        page.goto(f"/?token={storage.token()}")
+        page.goto("/queue")
+        begins = page.locator("time[data-clock]").first
+        for _ in range(2):  # at first, and when the page has looked again by itself
+            there = datetime.strptime(begins.get_attribute("datetime") or "", "%Y-%m-%dT%H:%M:%S%z")
+            expect(begins).to_have_text(re.compile(f"{there.astimezone(KOLKATA):%H:%M}$"))
+            expect(page.locator("[data-zone]")).to_have_text("your clock")
+            with page.expect_response("**/queue/lines**"):
+                pass
 
 
 @pytest.mark.browser

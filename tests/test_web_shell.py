@@ -18,7 +18,7 @@ from app.settings import settings
 from app.tables import Worker
 from app.web import formats, pages
 from app.web.main import create_app
-from tests import web
+from tests import factories, web
 
 TEMPLATES = sorted(storage.templates_folder().glob("*.html"))
 
@@ -131,6 +131,22 @@ def test_what_is_missing_in_a_request_is_named(browser: TestClient) -> None:
 
 
 # --- Frame ------------------------------------------------------------------------------------
+
+
+def test_every_page_leads_to_trash_and_disk_and_so_does_the_notice_of_a_deletion(
+    browser: TestClient, db: Session
+) -> None:
+    for path in ("/", "/datasets", "/disk", "/nothing"):
+        foot = browser.get(path).text.partition('<footer class="foot">')[2]
+        assert 'href="/trash"' in foot
+        assert 'href="/disk"' in foot
+    made = factories.dataset(db)
+    browser.post(f"/datasets/{made.id}/delete")
+    notice = re.search(r'<div class="toast">.*?</div>', browser.get("/datasets").text)
+    assert notice
+    assert 'href="/trash"' in notice[0]
+    assert f'action="/trash/dataset/{made.id}/put-back"' in notice[0]
+    assert '<footer class="foot">' not in web.client(known=False).get("/").text
 
 
 def test_the_theme_is_on_the_page_without_script(browser: TestClient) -> None:

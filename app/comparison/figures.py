@@ -147,19 +147,23 @@ def _row(run: Run, label: str) -> Row:
     )
 
 
-def _scored(found: dict[str, Any]) -> dict[str, Any]:
-    """What the worker stored of a model's answers to the test split."""
-    loss, total = found.get("test_loss"), found.get("num_test", 0)
-    metrics = found.get("metrics", {})
-    stored = {name: Interval(*ends) for name, ends in found.get("intervals", {}).items()}
+def intervals_of(found: dict[str, Any]) -> dict[str, Interval]:
+    """By metric, as the worker stored them with a model's scores; those of shares follow from these."""
+    total = found.get("num_test", 0)
     shares = {
         name: certainty.of_share(value, total)
-        for name, value in metrics.items()
+        for name, value in found.get("metrics", {}).items()
         if certainty.is_share(name) and total
     }
+    return shares | {name: Interval(*ends) for name, ends in found.get("intervals", {}).items()}
+
+
+def _scored(found: dict[str, Any]) -> dict[str, Any]:
+    """What the worker stored of a model's answers to the test split."""
+    loss = found.get("test_loss")
     return {
-        "metrics": metrics,
-        "intervals": shares | stored,
+        "metrics": found.get("metrics", {}),
+        "intervals": intervals_of(found),
         "test_loss": loss,
         "perplexity": math.exp(loss) if loss is not None and loss < 700 else None,
         "first_token_seconds": found.get("first_token_seconds"),

@@ -3,17 +3,26 @@
 from collections.abc import Sequence
 
 from fastapi.responses import StreamingResponse
+from sqlalchemy.orm import Session
 
-from app import zips
+from app import model_cards, tuned_models, zips
+from app.comparison import baselines
 from app.storage import Path
+from app.tables import Run
+from app.web import snippets
 
 
-def download(folder: str, files: Sequence[tuple[str, Path]]) -> StreamingResponse:
-    """The answer that saves them as `folder`.zip, in a folder of that name.
+def tuned_model(db: Session, run: Run, which: str) -> StreamingResponse:
+    """The answer that saves what the run left, in a folder of its own, with a README.md.
 
-    Stored as they are, since weights do not compress.
+    Stored as they are, since weights do not compress. Raises NotFound, or Conflict while not ready.
     """
-    return save(folder, [(f"{folder}/{name}", path) for name, path in files])
+    folder, experiment = tuned_models.folder_name(run, which), run.experiment
+    base = baselines.known(db, experiment, run.figures.get("precision", "")).scores
+    about = model_cards.write(run, base) + snippets.read_me(run, which)
+    files = tuned_models.files(run, which)
+    found: list[tuple[str, Path | bytes]] = [(f"{folder}/{name}", path) for name, path in files]
+    return save(folder, [*found, (f"{folder}/README.md", about.encode())])
 
 
 def save(

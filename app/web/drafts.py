@@ -68,26 +68,20 @@ def completed(db: Session, draft: Draft) -> Draft:
     sent = draft.sent
     dataset = _dataset(db, sent)
     if dataset and sent.get("filled_for") != dataset.id:
-        labels = datasets.labels(dataset)
-        sent |= {"labels": "\n".join(labels), "filled_for": dataset.id}
+        before = _dataset(db, {"dataset_id": sent.get("filled_for", "")})
+        if sent.get("task", "") in {"", before and datasets.task(before)}:
+            sent["task"] = datasets.task(dataset)
+        sent |= {"labels": "\n".join(datasets.labels(dataset)), "filled_for": dataset.id}
         sent["name"] = sent.get("name") or dataset.name
-        shipped = datasets.shipped(dataset)
-        usual_task = "classification" if len(labels) > 1 else "generation"
-        sent["task"] = sent.get("task") or (shipped.task if shipped else usual_task)
     asked = sent.get("task", "")
     task = asked if asked in prompts.TASKS else next(iter(prompts.TASKS))
     usual = {one.template for one in prompts.TASKS.values()}
     usual |= {one.template for one in datasets.EXAMPLES.values()}
     if _unix(sent.get("template", "")) in usual | {""}:
-        sent["template"] = _template(dataset, task)
+        of_task = prompts.TASKS[task].template
+        sent["template"] = datasets.template(dataset, task) if dataset else of_task
     sent["task"] = task
     return draft
-
-
-def _template(dataset: Dataset | None, task: str) -> str:
-    """The task's own, or the one written for a shipped example set."""
-    shipped = datasets.shipped(dataset) if dataset else None
-    return shipped.template if shipped and shipped.task == task else prompts.TASKS[task].template
 
 
 def submit(db: Session, draft: Draft) -> Experiment | None:

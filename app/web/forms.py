@@ -6,6 +6,8 @@ from typing import Any
 
 import pydantic
 
+from app.errors import own_words
+
 
 @dataclass(frozen=True)
 class Field:
@@ -132,13 +134,13 @@ def _errors(
         if name in drawn:
             found.setdefault(name, _sentence(error, drawn[name]))
         else:  # of the whole schema: said at the method
-            found.setdefault(prefix, _own_words(error))
+            found.setdefault(prefix, own_words(error))
     return found
 
 
 def _sentence(error: Any, field: Field) -> str:
     if error["type"] == "value_error":
-        return _own_words(error)
+        return own_words(error)
     if field.kind == "choice":
         return f"{field.label}: choose one of {', '.join(field.choices)}."
     if field.kind == "number":
@@ -148,7 +150,3 @@ def _sentence(error: Any, field: Field) -> str:
     return f"{field.label}: " + (
         f"at most {limit} characters." if limit else "this text is not accepted."
     )
-
-
-def _own_words(error: Any) -> str:
-    return str(error["msg"]).removeprefix("Value error, ")

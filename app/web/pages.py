@@ -1,4 +1,4 @@
-"""Renders templates: the Jinja environment, and the two answers a page handler gives."""
+"""Renders templates: the Jinja environment, and the answers that page handlers give."""
 
 import hashlib
 import re
@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 from fastapi import Request
-from fastapi.responses import HTMLResponse, RedirectResponse
+from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from app import naming, storage
@@ -70,6 +70,13 @@ def render(request: Request, template: str, *, status: int = 200, **values: Any)
         response.delete_cookie(_NOTICE)
         response.delete_cookie(_UNDO)
     return response
+
+
+def unless_seen(request: Request, template: str, seen: str, shown: dict[str, Any]) -> Response:
+    """A fragment that looks again by itself; 204 if the page shows it already: `seen` is its mark."""
+    if shown["seen"] == seen:
+        return Response(status_code=204)
+    return render(request, template, **shown)
 
 
 def redirect(to: str, notice: str = "", undo: str = "") -> RedirectResponse:

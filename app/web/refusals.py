@@ -40,11 +40,13 @@ _SENTENCES = {
 }
 
 
-def refuse(request: Request, status: int, message: str, field: str | None = None) -> Response:
-    """The refusal, with a title by its status."""
+def refuse(
+    request: Request, status: int, message: str, field: str | None = None, **more: Any
+) -> Response:
+    """The refusal, with a title by its status; `more` is for programs."""
     path = request.scope["path"]
     if path.startswith(("/api/", "/v1/")):
-        body = {"error": {"message": message, "field": field}}
+        body = {"error": {"message": message, "field": field, **more}}
         return JSONResponse(body, status_code=status)
     title = TITLES.get(status, "Something went wrong in the studio")
     if request.headers.get("HX-Request") == "true":
@@ -92,7 +94,8 @@ def _studio_error(request: Request, error: Any) -> Response:
     if isinstance(error, errors.InTrash) and not path.startswith("/api/") and not fragment:
         until = trash.until(error.trashed_at)
         return pages.render(request, "trashed.html", status=404, thing=error, until=until)
-    return refuse(request, status_of(error), error.message, error.field)
+    more = {"columns": error.columns} if isinstance(error, errors.UnknownColumns) else {}
+    return refuse(request, status_of(error), error.message, error.field, **more)
 
 
 def _no_database(request: Request, error: Exception) -> Response:

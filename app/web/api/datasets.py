@@ -26,10 +26,16 @@ def list_all(db: Reading) -> list[dict[str, Any]]:
 
 @router.post("", status_code=201)
 def upload(
-    db: Writing, file: Annotated[UploadFile, File()], name: Annotated[str, Form()] = ""
+    db: Writing,
+    file: Annotated[UploadFile, File()],
+    name: Annotated[str, Form()] = "",
+    input_column: Annotated[str, Form()] = "",
+    output_column: Annotated[str, Form()] = "",
 ) -> dict[str, Any]:
-    """Add a JSON, JSONL or CSV file; its name is used where none is given."""
-    return _plain(datasets.add(db, name, file.filename or "", uploads.stored(file)))
+    """Add a JSON, JSONL or CSV file; its name is used where none is given, and its columns are known
+    by the usual names where none are. If they are not, the error's `columns` are those there are."""
+    columns = (input_column, output_column)
+    return _plain(datasets.add(db, name, file.filename or "", uploads.stored(file), columns))
 
 
 @router.post("/examples/{key}", status_code=201)

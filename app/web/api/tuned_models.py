@@ -41,8 +41,7 @@ def show(db: Reading, run_id: str) -> dict[str, Any]:
 @router.get("/{run_id}/files/{which}.zip", response_class=Response)
 def download(db: Reading, run_id: str, which: Literal["tuned", "last", "whole"]) -> Response:
     """What was tuned, its last state, or the whole model, as a zip archive."""
-    run = tuned_models.get(db, run_id)
-    return archives.download(tuned_models.folder_name(run, which), tuned_models.files(run, which))
+    return archives.tuned_model(db, tuned_models.get(db, run_id), which)
 
 
 @router.post("/{run_id}/whole", status_code=202)

@@ -7,7 +7,7 @@ from fastapi.responses import Response
 from sqlalchemy.orm import Session
 
 from app import datasets, experiments, trash
-from app.errors import Invalid
+from app.errors import Invalid, UnknownColumns
 from app.settings import settings
 from app.web import pages, uploads
 from app.web.sessions import Reading, Writing
@@ -16,7 +16,11 @@ router = APIRouter(prefix="/datasets")
 
 
 def _page(
-    request: Request, db: Session, name: str = "", refused: Invalid | None = None
+    request: Request,
+    db: Session,
+    name: str = "",
+    columns: tuple[str, str] = ("", ""),
+    refused: Invalid | None = None,
 ) -> Response:
     return pages.render(
         request,
@@ -26,6 +30,8 @@ def _page(
         examples=datasets.EXAMPLES,
         settings=settings,
         name=name,
+        columns=columns,
+        choices=refused.columns if isinstance(refused, UnknownColumns) else [],
         refused=refused,
     )
 
@@ -42,12 +48,15 @@ def upload(
     db: Writing,
     file: Annotated[UploadFile, File()],
     name: Annotated[str, Form()] = "",
+    input_column: Annotated[str, Form()] = "",
+    output_column: Annotated[str, Form()] = "",
 ) -> Response:
     """Add the file, or show the form again with every reason why not."""
+    columns = (input_column, output_column)
     try:
-        added = datasets.add(db, name, file.filename or "", uploads.stored(file))
+        added = datasets.add(db, name, file.filename or "", uploads.stored(file), columns)
     except Invalid as refused:
-        return _page(request, db, name, refused)
+        return _page(request, db, name, columns, refused)
     return pages.redirect(f"/datasets/{added.id}", f"{added.num_examples:,} examples were added.")
 
 

@@ -20,7 +20,7 @@ from app.web import (
     reports,
     streams,
 )
-from app.web.pages import redirect, render
+from app.web.pages import redirect, render, unless_seen
 from app.web.sessions import Known, Reading, Sent, Writing
 
 router = APIRouter(prefix="/experiments")
@@ -154,9 +154,7 @@ def samples(request: Request, db: Reading, experiment_id: str) -> Response:
 def moments(request: Request, db: Reading, experiment_id: str, seen: str = "") -> Response:
     """The part of that page that looks again by itself; 204: it shows this already."""
     shown = frames.of_experiment(db, experiments.get(db, experiment_id))
-    if shown["seen"] == seen:
-        return Response(status_code=204)
-    return render(request, "_moments.html", **shown)
+    return unless_seen(request, "_moments.html", seen, shown)
 
 
 @router.get("/{experiment_id}/points")

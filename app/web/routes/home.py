@@ -57,7 +57,7 @@ def _now(db: Session) -> dict[str, Any]:
 
 
 def _line(db: Session, experiment: Experiment) -> dict[str, Any]:
-    """An experiment with its best run's score, and how far that is from the base model's."""
+    """An experiment with its best run's score and its interval, and how far that is from the base model's."""
     metric = scores.primary(experiment.task)
     found = {run: run.scores.get("metrics", {}).get(metric) for run in experiment.runs}
     scored = {run: score for run, score in found.items() if score is not None}
@@ -69,5 +69,6 @@ def _line(db: Session, experiment: Experiment) -> dict[str, Any]:
         "metric": scores.METRICS[experiment.task][metric],
         "best": best,
         "score": scored[best] if best else None,
+        "interval": figures.intervals_of(best.scores).get(metric) if best else None,
         "base_score": base_score,
     }

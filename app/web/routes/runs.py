@@ -7,7 +7,7 @@ from fastapi.responses import Response
 
 from app import receipts, runs
 from app.web import archives, frames, live, panels
-from app.web.pages import redirect, render
+from app.web.pages import redirect, render, unless_seen
 from app.web.sessions import Reading, Writing
 
 router = APIRouter(prefix="/runs")
@@ -30,10 +30,7 @@ def panel(request: Request, db: Reading, run_id: str) -> Response:
 @router.get("/{run_id}/samples")
 def samples(request: Request, db: Reading, run_id: str, seen: str = "") -> Response:
     """What it answered while it learned, for its page; 204: the page shows this already."""
-    shown = frames.of_run(db, runs.get(db, run_id))
-    if shown["seen"] == seen:
-        return Response(status_code=204)
-    return render(request, "_moments.html", **shown)
+    return unless_seen(request, "_moments.html", seen, frames.of_run(db, runs.get(db, run_id)))
 
 
 @router.get("/{run_id}/receipt")

@@ -31,15 +31,14 @@ def show(request: Request, db: Reading, run_id: str) -> Response:
         run=run,
         settings=naming.settings(run),
         metrics=scores.METRICS[run.experiment.task],
-        code=snippets.loading(run, tuned_models.folder_name(run, "tuned")),
+        code=snippets.loading(run, "tuned"),
     )
 
 
 @router.get("/{run_id}/files/{which}.zip")
 def download(db: Reading, run_id: str, which: Literal["tuned", "last", "whole"]) -> Response:
     """What was tuned, its last state, or the whole model."""
-    run = tuned_models.get(db, run_id)
-    return archives.download(tuned_models.folder_name(run, which), tuned_models.files(run, which))
+    return archives.tuned_model(db, tuned_models.get(db, run_id), which)
 
 
 @router.get("/{run_id}/whole")
