@@ -152,6 +152,8 @@ def attend(
     for name in UNKNOWN:
         if others.get(name) is not None:
             raise NotImplementedError(f"attention with {name}")
+    # Turned by angles in float32, queries and keys are that, too, beside narrow values.
+    query, key = query.to(value.dtype), key.to(value.dtype)
     before: Before | None = None
     if (lender := _lender.get()) is not None:
         row = attention_mask.layout
@@ -161,7 +163,7 @@ def attend(
             key, value = lender.lend(module, key, value, row.prefix)
     if softcap is None and not dropout and block_attention.suits(query, key, value, attention_mask):
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        held = getattr(module, HELD, None) or query.dtype
+        held = getattr(module, HELD, query.dtype)
         return block_attention.attend(query, key, value, before, attention_mask, scale, held), None
     return _attend_by_autograd(
         query, key, value, before, attention_mask, _How(scaling, dropout, softcap)

@@ -13,11 +13,8 @@ GATED = ("gate_proj", "up_proj", "down_proj", "act_fn")
 
 
 def install(model: Any, machine: Hardware) -> None:
-    """Have norms and gated activations made again on the way back, from inputs held narrow.
-
-    Where products are made in bf16, what is held is as it was: wide are only the sums that need it.
-    """
-    held = machine.precision if machine.computed is torch.float32 else None
+    """Have norms and gated activations made again on the way back, from inputs held narrow."""
+    held = machine.precision
     for module in list(model.modules()):
         if type(module).__name__.endswith("Norm"):
             module.forward = Again(module.forward, list(module.parameters()), held)
@@ -30,10 +27,10 @@ def install(model: Any, machine: Hardware) -> None:
 
 
 class Again:
-    """A function of tensors that keeps its inputs alone, for the way back: in the dtype `held`, if one is given."""
+    """A function of tensors that keeps its inputs alone, for the way back: in the dtype `held`."""
 
     def __init__(
-        self, function: Callable[..., Tensor], parameters: list[Tensor], held: torch.dtype | None
+        self, function: Callable[..., Tensor], parameters: list[Tensor], held: torch.dtype
     ) -> None:
         self.function = function
         self.parameters = parameters
@@ -50,9 +47,7 @@ class _Again(torch.autograd.Function):
     def forward(ctx: Any, again: Again, count: int, *values: Tensor) -> Tensor:
         given, parameters = values[:count], values[count:]
         ctx.again, ctx.dtypes = again, [value.dtype for value in given]
-        ctx.save_for_backward(
-            *(value.to(again.held or value.dtype) for value in given), *parameters
-        )
+        ctx.save_for_backward(*(value.to(again.held) for value in given), *parameters)
         return again.function(*given)
 
     @staticmethod
@@ -77,7 +72,7 @@ class _Again(torch.autograd.Function):
 class _Gated:
     """The forward of Llama's feed-forward block and its like."""
 
-    def __init__(self, module: Any, held: torch.dtype | None) -> None:
+    def __init__(self, module: Any, held: torch.dtype) -> None:
         self.module = module
         self.gated = Again(lambda gate, up: module.act_fn(gate) * up, [], held)
 
