@@ -19,8 +19,8 @@ INTERMEDIATE = {False: 2, True: 3}
 KEYS = 2
 LOSS = {False: 8, True: 12}  # for each target and entry of the vocabulary, the way back included
 # The most logits that are there at once in a lane: a longer row's are made in pieces (worker/head.py).
-# Each takes LOSS bytes, so 128 MB on a CPU and 768 MB on a GPU: enough for a product at full speed.
-LOGITS = {False: 2**24, True: 2**26}
+# Each takes LOSS bytes, so 32 MB on a CPU and 768 MB on a GPU: enough for a product at full speed.
+LOGITS = {False: 2**22, True: 2**26}
 WHOLE_HIDDEN = 20  # more, where the weights themselves are trained: the inputs of their products
 # Of an optimizer's moments, for each trained value; of 8 bits with a scale for each 256.
 MOMENTS = {"adamw": 8.0, "adamw_8bit": 2 + 8 / 256, "paged_adamw_8bit": 2 + 8 / 256}

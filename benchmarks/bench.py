@@ -41,6 +41,10 @@ def base_model(folder: Path) -> Path:
     return final
 
 
+# The allocator and the smaller cache that the studio prefers are no part of the peer.
+PEERS = {"LD_PRELOAD": "", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "1024"}
+
+
 def say(text: str) -> None:
     """One line of progress."""
     print(f"{time.strftime('%H:%M')}  {text}", flush=True)
@@ -58,8 +62,7 @@ def measured(module: str, job: Job) -> dict[str, Any]:
                 module,
                 str(source),
                 str(target),
-                # The allocator that the studio prefers is no part of the peer.
-                environment={} if module == STUDIO else {"LD_PRELOAD": ""},
+                environment={} if module == STUDIO else PEERS,
                 stdout=file,
                 stderr=subprocess.STDOUT,
             )

@@ -117,7 +117,7 @@ def test_logits_of_a_long_row_are_there_in_pieces() -> None:
 
     piece = 8 * 2 * arithmetic.LOGITS[False] / 2**20
     assert more("lora", 700) == more("lora", 780) == pytest.approx(piece, rel=0.02)
-    assert more("lora", 200) < 0.7 * piece
+    assert more("lora", 100) < 0.7 * piece
     assert more("full", 780, devices=2) > 1.1 * piece  # spread over devices, and never taken apart
 
 

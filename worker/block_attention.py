@@ -8,13 +8,13 @@ for every slice.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from worker.layouts import Blocks
-from worker.pieces import Before, Row, row_of
+from worker.pieces import Before, Piece, Row, row_of
 
 LARGEST = 2**24  # weights made at a time: more would take much memory
 
@@ -61,17 +61,19 @@ class _Attend(torch.autograd.Function):
         row = row_of(parts, blocks, scaling)
         wide = torch.promote_types(row.asking.dtype, torch.float32)
         made = row.asking.new_empty((*row.asking.shape[:3], row.values.shape[2]), dtype=wide)
-        made[:, row.examples.stop :] = 0
+        made[:, row.spare] = 0
         seen = row.seen(row.asking, row.prefix[0])
-        for piece, asking, keys, values in row.pieces():
-            weights = piece.weights(piece.joined(seen, asking @ keys.transpose(2, 3), wide))
-            own = weights[..., piece.before :].flatten(2, 3).to(values.dtype) @ values
-            made[:, piece.where] = piece.gather(own.view(*weights.shape[:4], -1))
-            if piece.before:
-                seen[:, piece.among] = piece.gather(weights[..., : piece.before].to(seen.dtype))
-        if row.blocks.layout.prefix:
-            shared = seen.flatten(1, 2) @ row.prefix[1]
-            made[:, row.examples] += torch.unflatten(shared, 1, seen.shape[1:3])
+        for piece in row.pieces():
+            if piece.block is None:
+                weights = piece.weights(piece.joined(seen, None, wide))
+                made[:, piece.where] = 0
+            else:
+                asking, keys, values = row.own(piece)
+                weights = piece.weights(piece.joined(seen, asking @ keys.transpose(2, 3), wide))
+                own = weights[..., piece.before :].flatten(2, 3).to(values.dtype) @ values
+                made[:, piece.where] = piece.gather(own.view(*weights.shape[:4], -1))
+            seen[:, piece.where] = piece.gather(weights[..., : piece.before].to(seen.dtype))
+        made += torch.unflatten(seen.flatten(1, 2) @ row.prefix[1], 1, seen.shape[1:3])
         # (groups, tokens, heads of a group, width) -> (1, tokens, heads, width)
         return made.transpose(0, 1).flatten(1, 2)[None].to(parts[0].dtype)
 
@@ -89,42 +91,60 @@ class _Attend(torch.autograd.Function):
         return *grads, None, None, None
 
 
+class _Back(NamedTuple):
+    """On the way back, all (groups, tokens, ...): what came, the products with the prefix, what goes on."""
+
+    given: Tensor
+    seen: Tensor
+    of_seen: Tensor
+    of_asking: Tensor
+    of_keys: Tensor
+    of_values: Tensor
+
+
 def _back(row: Row, gradient: Tensor) -> list[Tensor]:
     """Gradients of queries, keys and values, and of those of a prefix that another row has."""
-    groups = len(row.keys)
+    groups, first = len(row.keys), row.blocks.layout.first
     given = torch.unflatten(gradient[0], 1, (groups, -1)).transpose(0, 1).contiguous()
     wide = torch.promote_types(given.dtype, torch.float32)
-    of_asking, of_keys, of_values = (
-        torch.empty_like(part, dtype=wide) for part in (row.asking, row.keys, row.values)
-    )
-    for part in (of_asking, of_keys, of_values):
-        part[:, row.examples.stop :] = 0
+    own = [torch.empty_like(part, dtype=wide) for part in (row.asking, row.keys, row.values)]
+    for part in own:
+        part[:, :first], part[:, row.spare] = 0, 0
     seen, of_seen = row.seen(row.asking, row.prefix[0]), row.seen(given, row.prefix[1])
-    for piece, asking, keys, values in row.pieces():
-        back = piece.spread_back(given[:, piece.where]).flatten(2, 3).to(values.dtype)
-        weights = piece.weights(piece.joined(seen, asking @ keys.transpose(2, 3), wide))
-        of_weights = piece.joined(of_seen, back @ values.transpose(2, 3), wide, back=True)
+    back = _Back(given, seen, of_seen, *own)
+    for piece in row.pieces():
+        _back_of(piece, row, back)
+    weights, of_scores = seen.flatten(1, 2), of_seen.flatten(1, 2)
+    back.of_asking.add_(torch.unflatten(of_scores @ row.prefix[0], 1, seen.shape[1:3]))
+    shared = [
+        of_scores.transpose(1, 2) @ row.asking.flatten(1, 2),
+        weights.transpose(1, 2) @ given.flatten(1, 2),
+    ]
+    for whole, share in zip(own[1:], shared, strict=True):
+        whole[:, :first] += share[:, :first]
+    return own + shared
+
+
+def _back_of(piece: Piece, row: Row, back: _Back) -> None:
+    """A piece's own gradients; weights and gradients of scores in place of its products with the prefix."""
+    wide = back.of_asking.dtype
+    if piece.block is None:
+        weights = piece.weights(piece.joined(back.seen, None, wide))
+        of_weights = piece.joined(back.of_seen, None, wide)
+        of_scores = torch._softmax_backward_data(of_weights, weights, -1, wide)
+    else:
+        asking, keys, values = row.own(piece)
+        given = piece.spread_back(back.given[:, piece.where]).flatten(2, 3).to(values.dtype)
+        weights = piece.weights(piece.joined(back.seen, asking @ keys.transpose(2, 3), wide))
+        of_weights = piece.joined(back.of_seen, given @ values.transpose(2, 3), wide, back=True)
         of_scores = torch._softmax_backward_data(of_weights, weights, -1, wide)
         own, of_own = (
-            whole[..., piece.before :].flatten(2, 3).to(values.dtype)
-            for whole in (weights, of_scores)
+            both[..., piece.before :].flatten(2, 3).to(values.dtype)
+            for both in (weights, of_scores)
         )
         shape = *weights.shape[:4], -1
-        of_asking[:, piece.where] = piece.gather((of_own @ keys).view(shape))
-        of_keys[:, piece.where] = piece.gather(of_own.transpose(2, 3) @ asking)
-        of_values[:, piece.where] = piece.gather(own.transpose(2, 3) @ back)
-        if piece.before:
-            seen[:, piece.among] = piece.gather(weights[..., : piece.before].to(seen.dtype))
-            of_seen[:, piece.among] = piece.gather(of_scores[..., : piece.before].to(seen.dtype))
-    found = [of_asking, of_keys, of_values]
-    if row.blocks.layout.prefix:
-        weights, of_scores = (part.flatten(1, 2) for part in (seen, of_seen))
-        asking, back = (part[:, row.examples] for part in (row.asking, given))
-        into = torch.unflatten(of_scores @ row.prefix[0], 1, asking.shape[1:3])
-        of_asking[:, row.examples] += into
-        found.append(of_scores.transpose(1, 2) @ asking.flatten(1, 2))
-        found.append(weights.transpose(1, 2) @ back.flatten(1, 2))
-        first = row.blocks.layout.first
-        for whole, share in zip(found[1:3], found[3:], strict=True):
-            whole[:, :first] += share[:, :first]
-    return found
+        back.of_asking[:, piece.where] = piece.gather((of_own @ keys).view(shape))
+        back.of_keys[:, piece.where] = piece.gather(of_own.transpose(2, 3) @ asking)
+        back.of_values[:, piece.where] = piece.gather(own.transpose(2, 3) @ given)
+    for seen, both in ((back.seen, weights), (back.of_seen, of_scores)):
+        seen[:, piece.where] = piece.gather(both[..., : piece.before].to(seen.dtype))

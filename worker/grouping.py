@@ -78,7 +78,7 @@ def _pairs(
     if every + max(lengths) > budget // 2 or total < max(LEAST_PAIR, before + every):
         return []
     for count in range(2, len(by_length) + 1, 2):
-        first = before * 4 // 5 if lend and count == 2 else 0  # it looks at fewer tokens
+        first = before if lend and count == 2 else 0
         groups = deal(by_length, lengths, count, first)
         loads = [every + sum(lengths[one] for one in group) for group in groups]
         if first + loads[0] <= budget // 2 and max(loads) <= budget // 2 and all(groups):

@@ -73,8 +73,9 @@ class Head:
         return made
 
     def pieces(self, places: int) -> Iterator[slice]:
-        """The places, some at a time."""
-        size = max(1, LOGITS[self.machine.device == "cuda"] // self.words)
+        """The places, some at a time, about as many each time."""
+        most = max(1, LOGITS[self.machine.device == "cuda"] // self.words)
+        size = max(1, -(-places // -(-places // most))) if places else 1
         yield from (slice(first, first + size) for first in range(0, places, size))
 
 

@@ -21,10 +21,11 @@ class Piece(NamedTuple):
     """
 
     where: slice
-    among: slice  # the same, counted from the first example
     block: Block | None
-    before: int  # tokens of the prefix that are seen as well
-    hidden: Tensor  # (longest, before + longest), True: does not see
+    before: int  # tokens of the prefix
+    hidden: (
+        Tensor  # (longest, before + longest), of the prefix (before, before); True: does not see
+    )
     hides_prefix: bool
 
     @property
@@ -56,19 +57,20 @@ class Piece(NamedTuple):
         flat = places.flatten(1, 2)
         return flat if self.is_full else flat.index_select(1, self.block.gathered)  # type: ignore[union-attr]
 
-    def joined(self, seen: Tensor, own: Tensor, wide: torch.dtype, *, back: bool = False) -> Tensor:
+    def joined(
+        self, seen: Tensor, own: Tensor | None, wide: torch.dtype, *, back: bool = False
+    ) -> Tensor:
         """What belongs to each pair of a query and a key: (groups, examples, longest, heads, before + longest).
 
         `seen`, (groups, tokens, heads, before), has what belongs to the prefix; `own`, (groups, examples,
         longest x heads, longest), to each example itself. `back`: they are gradients.
         """
-        longest = len(self.hidden)
-        own = torch.unflatten(own, 2, (longest, -1))
-        if not self.before:
-            return own.to(wide)
-        both = own.new_empty((*own.shape[:-1], self.before + longest), dtype=wide)
-        both[..., : self.before] = (self.spread_back if back else self.spread)(seen[:, self.among])
-        both[..., self.before :] = own
+        theirs = (self.spread_back if back else self.spread)(seen[:, self.where])
+        if own is None:
+            return theirs.to(wide)
+        both = own.new_empty((*theirs.shape[:-1], self.hidden.shape[1]), dtype=wide)
+        both[..., : self.before] = theirs
+        both[..., self.before :] = torch.unflatten(own, 2, (len(self.hidden), -1))
         return both
 
     def weights(self, scores: Tensor) -> Tensor:
@@ -88,40 +90,37 @@ class Row(NamedTuple):
     blocks: Blocks
 
     @property
-    def examples(self) -> slice:
-        """The tokens that look at the prefix."""
-        return slice(self.blocks.layout.first, self.blocks.layout.tokens)
+    def spare(self) -> slice:
+        """Tokens that fill the row up."""
+        return slice(self.blocks.layout.tokens, None)
 
-    def pieces(self) -> Iterator[tuple[Piece, Tensor, Tensor, Tensor]]:
-        """Each with its own queries, (groups, examples, longest x heads, width), keys and values."""
-        for piece in self._pieces():
-            parts = (part[:, piece.where] for part in (self.asking, self.keys, self.values))
-            asking, keys, values = map(piece.spread, parts)
-            own = asking.flatten(2, 3), keys, values
-            # Short blocks have many shapes, and oneDNN keeps half a MB for each shape of a bf16 product.
-            if piece.block and piece.block.longest < LONG and asking.dtype is torch.bfloat16:
-                own = own[0].float(), keys.float(), values.float()
-            yield piece, *own
+    def own(self, piece: Piece) -> tuple[Tensor, Tensor, Tensor]:
+        """A block's queries, (groups, examples, longest x heads, width), keys and values."""
+        parts = (part[:, piece.where] for part in (self.asking, self.keys, self.values))
+        asking, keys, values = map(piece.spread, parts)
+        # Short blocks have many shapes, and oneDNN keeps half a MB for each shape of a bf16 product.
+        if len(piece.hidden) < LONG and asking.dtype is torch.bfloat16:
+            asking, keys, values = asking.float(), keys.float(), values.float()
+        return asking.flatten(2, 3), keys, values
 
-    def _pieces(self) -> Iterator[Piece]:
-        layout = self.blocks.layout
+    def pieces(self) -> Iterator[Piece]:
+        """The prefix, if it lies in the row, and then the blocks."""
+        prefix, done = self.blocks.layout.prefix, self.blocks.layout.first
         hidden = ~self.blocks.tail
-        hides = bool(hidden[:, : layout.prefix].any())
-        if layout.first:
-            first = slice(layout.first)
-            yield Piece(first, first, None, 0, ~self.blocks.head, False)
-        done = 0
-        for block in layout.blocks:
-            among = slice(done, done + len(block.gathered))
-            where = slice(layout.first + among.start, layout.first + among.stop)
-            theirs = hidden[: block.longest, : layout.prefix + block.longest]
-            yield Piece(where, among, block, layout.prefix, theirs, hides)
-            done = among.stop
+        hides = bool(hidden[:, :prefix].any())
+        if done:
+            yield Piece(slice(done), None, prefix, ~self.blocks.head, True)
+        for block in self.blocks.layout.blocks:
+            where = slice(done, done + len(block.gathered))
+            theirs = hidden[: block.longest, : prefix + block.longest]
+            yield Piece(where, block, prefix, theirs, hides)
+            done = where.stop
 
     def seen(self, asking: Tensor, keys: Tensor) -> Tensor:
-        """Each of the examples' tokens times each of the prefix: (groups, tokens, heads, before)."""
-        own = asking[:, self.examples]
-        return torch.unflatten(own.flatten(1, 2) @ keys.transpose(1, 2), 1, own.shape[1:3])
+        """Each token of the row times each of the prefix: (groups, tokens, heads, before)."""
+        made = torch.unflatten(asking.flatten(1, 2) @ keys.transpose(1, 2), 1, asking.shape[1:3])
+        made[:, self.spare] = 0
+        return made
 
 
 def row_of(parts: Sequence[Tensor | None], blocks: Blocks, scaling: float) -> Row:
