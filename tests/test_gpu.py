@@ -10,8 +10,8 @@ from app import methods
 from app.points import Measured
 from tests import tiny
 from tests.engine import MACHINE, Setup, rows, same
-from worker import attention, checkpoints, evaluate, hardware, head, packing
-from worker.backbones import inner, num_virtual
+from worker import checkpoints, grouping, hardware, head, learn, packing
+from worker.backbones import num_virtual
 from worker.checkpoints import Found
 
 pytestmark = [
@@ -35,14 +35,13 @@ def setup(folder: Path, key: str, machine: hardware.Hardware, **changes: object)
 
 
 def learned(made: Setup) -> dict[str, Tensor]:
-    """Loss and gradients of some examples in packed rows, in RAM."""
-    total = 0.0
-    for row in packing.pack(rows(12), 60, num_virtual(made.soft_prefix)):
-        row = row.to(made.machine.device)
-        with attention.packed(inner(made.model), row.layout):
-            loss = evaluate.token_losses(made.model, made.soft_prefix, row, made.machine).sum()
-            loss.backward()  # type: ignore[no-untyped-call]
-        total += float(loss.detach())
+    """Loss and gradients of some examples in packed rows that borrow their prefix, in RAM."""
+    packed = packing.pack(rows(12), 60, num_virtual(made.soft_prefix), lend=True)
+    assert packed[1].layout is not None
+    assert packed[1].layout.borrows
+    learner = learn.Learner(made.model, made.soft_prefix, made.state.trained, made.machine)
+    step = learner.step([learn.Part(row, 1.0, 1) for row in packed], paired=False)
+    total = sum(loss for loss, _ in step)
     grads = {
         name: value.grad.cpu()
         for name, value in made.state.trained.items()
@@ -51,12 +50,17 @@ def learned(made: Setup) -> dict[str, Tensor]:
     return {"loss": torch.tensor(total)} | grads
 
 
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])
 @pytest.mark.parametrize("pieces", [False, True], ids=["whole", "pieces"])
 @pytest.mark.parametrize("key", KEYS)
 def test_losses_and_gradients_are_the_processors(
-    folder: Path, key: str, pieces: bool, monkeypatch: pytest.MonkeyPatch
+    folder: Path, key: str, pieces: bool, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    on_cpu, on_gpu = (setup(folder, key, machine) for machine in (MACHINE, GPU))
+    monkeypatch.setattr(grouping, "LEAST_LENT", 1)
+    on_cpu, on_gpu = (
+        setup(folder, key, machine, gradient_checkpointing=checkpointing)
+        for machine in (MACHINE, GPU)
+    )
     for name, value in on_gpu.state.trained.items():  # where a vector starts is drawn on the device
         value.data.copy_(on_cpu.state.trained[name].data)
     true = learned(on_cpu)

@@ -59,7 +59,7 @@ def _blocks(*, mask_function: Callable[..., Any], device: Any, **_: Any) -> Bloc
     place = torch.arange(row.prefix + row.longest, device=device)
     causal: Tensor = mask_function(none, none, place[:, None], place[None, :])
     causal = causal.expand(len(place), len(place))
-    return Blocks(row, causal[: row.prefix, : row.prefix], causal[row.prefix :])
+    return Blocks(row, causal[: row.prefix, : row.prefix], causal[row.prefix :], _lender.get())
 
 
 class _Spread(torch.autograd.Function):
@@ -155,7 +155,7 @@ def attend(
     # Turned by angles in float32, queries and keys are that, too, beside narrow values.
     query, key = query.to(value.dtype), key.to(value.dtype)
     before: Before | None = None
-    if (lender := _lender.get()) is not None:
+    if (lender := attention_mask.lender) is not None:
         row = attention_mask.layout
         if row.borrows:
             before = lender.borrow(module)

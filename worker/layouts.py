@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -104,9 +105,11 @@ def _block(lengths: list[int], even: bool) -> Block:
 class Blocks:
     """What one kind of layer may look at: within the prefix, and from an example's tokens.
 
-    `head` is (prefix, prefix); `tail` is (longest, prefix + longest). True means: may see.
+    `head` is (prefix, prefix); `tail` is (longest, prefix + longest). True means: may see. `lender`, a
+    `lending.Lender`: whom the row lends its prefix to or borrows one from.
     """
 
     layout: Layout
     head: Tensor
     tail: Tensor
+    lender: Any = None
