@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,8 +30,7 @@ def drawing(chance: torch.Generator) -> Iterator[None]:
 class Thin:
     """The first half of adapters that are given the same input: their thin products, made as one.
 
-    Dropout is drawn once for all of them. A byte of chance decides on each value, so that its share
-    is rounded to a 256th.
+    Dropout is drawn once for all of them.
     """
 
     def __init__(self, machine: Hardware) -> None:
@@ -50,36 +50,28 @@ class Thin:
     def _make(self, values: Tensor) -> list[Tensor]:
         first = self.layers[0]
         share = getattr(first.lora_dropout["default"], "p", 0.0) if first.training else 0.0
-        dropped, seed = round(share * 256), 0
-        if dropped:
-            seed = int(torch.randint(2**62, (), generator=_chance.get()))
-        scaling = first.scaling["default"] / (1 - dropped / 256)
+        seed = int(torch.randint(2**62, (), generator=_chance.get())) if share else 0
+        scaling = first.scaling["default"] / (1 - share)
         downs = [layer.lora_A["default"].weight for layer in self.layers]
-        made: Tensor = _Thin.apply(values, seed, dropped, scaling, *self.dtypes, *downs)  # type: ignore[no-untyped-call]
+        made: Tensor = _Thin.apply(values, seed, share, scaling, *self.dtypes, *downs)  # type: ignore[no-untyped-call]
         return list(torch.split(made, [len(down) for down in downs], dim=1))
 
 
-def _drawn(values: Tensor, seed: int, dropped: int) -> Tensor | None:
-    """A byte of chance, -128 to 127, for each value, in its dtype; None without dropout.
+def _kept(values: Tensor, seed: int, share: float) -> Tensor:
+    """The values, (rows, width), less those that chance drops; the same ones for the same seed.
 
-    Drawn again where it is needed again, from the same seed, rather than kept.
+    So many places are drawn, each anew among all, that a value is dropped with the chance `share`:
+    a third of the time that a draw for each value takes. They are drawn again where they are needed
+    again, rather than kept.
     """
-    if not dropped:
-        return None
-    chance = torch.empty(-(-values.numel() // 8), dtype=torch.int64)
-    chance.random_(-(2**63), None, generator=torch.Generator().manual_seed(seed))
-    return chance.view(torch.int8)[: values.numel()].view(values.shape).to(values.dtype)
-
-
-def _kept(values: Tensor, drawn: Tensor | None, dropped: int) -> Tensor:
-    """The values whose byte is not one of the `dropped` lowest; else 0.
-
-    The way back of a threshold does this in one pass; a product with booleans takes four times as long.
-    """
-    if drawn is None:
+    if not share:
         return values
-    made: Tensor = torch.ops.aten.threshold_backward(values, drawn, dropped - 129)
-    return made
+    size = values.numel()
+    places = torch.empty(round(-size * math.log1p(-share)), dtype=torch.int64)
+    places.random_(0, size, generator=torch.Generator().manual_seed(seed))
+    kept = values.clone(memory_format=torch.contiguous_format)
+    kept.view(-1).index_fill_(0, places, 0)
+    return kept
 
 
 class _Thin(torch.autograd.Function):
@@ -90,7 +82,7 @@ class _Thin(torch.autograd.Function):
         ctx: Any,
         values: Tensor,
         seed: int,
-        dropped: int,
+        share: float,
         scaling: float,
         dtype: torch.dtype,
         held: torch.dtype,
@@ -99,8 +91,8 @@ class _Thin(torch.autograd.Function):
         rows = values.reshape(-1, values.shape[-1]).to(dtype)
         ctx.save_for_backward(rows.to(held), *downs)
         ctx.scaling, ctx.given, ctx.dtype = scaling, (values.shape, values.dtype), dtype
-        ctx.chance = seed, dropped
-        seen = _kept(rows, _drawn(rows, seed, dropped), dropped)
+        ctx.chance = seed, share
+        seen = _kept(rows, seed, share)
         return (seen @ torch.cat(downs).to(dtype).t()).mul_(scaling)
 
     @staticmethod
@@ -109,11 +101,10 @@ class _Thin(torch.autograd.Function):
         rows = rows.to(ctx.dtype)
         shape, given = ctx.given
         back = gradient * ctx.scaling
-        drawn, dropped = _drawn(rows, *ctx.chance), ctx.chance[1]
-        seen = _kept(rows, drawn, dropped)
+        seen = _kept(rows, *ctx.chance)
         each = torch.split((back.t() @ seen).float(), [len(down) for down in downs])
         into = None
         if ctx.needs_input_grad[0]:
             into = back @ torch.cat(downs).to(rows.dtype)
-            into = _kept(into, drawn, dropped).view(shape).to(given)
+            into = _kept(into, *ctx.chance).view(shape).to(given)
         return into, None, None, None, None, None, *each

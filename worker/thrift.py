@@ -13,17 +13,26 @@ GATED = ("gate_proj", "up_proj", "down_proj", "act_fn")
 
 
 def install(model: Any, machine: Hardware) -> None:
-    """Have norms and gated activations made again on the way back, from inputs held narrow."""
-    held = machine.precision
+    """Have norms and gated activations made again on the way back, from inputs held narrow.
+
+    What a norm makes is narrowed here, once for all products that it goes into.
+    """
+    held, computed = machine.precision, machine.computed
     for module in list(model.modules()):
         if type(module).__name__.endswith("Norm"):
-            module.forward = Again(module.forward, list(module.parameters()), held)
+            module.forward = Again(
+                _narrowed(module.forward, computed), list(module.parameters()), held
+            )
         elif type(module).__name__.endswith("Attention"):
             setattr(module, attention.HELD, held)
         elif all(hasattr(module, name) for name in GATED):
             gated = _Gated(module, held)
             if _is_gated(module, gated):
                 module.forward = gated
+
+
+def _narrowed(norm: Callable[..., Tensor], dtype: torch.dtype) -> Callable[..., Tensor]:
+    return lambda *given: norm(*given).to(dtype)
 
 
 class Again:
