@@ -21,6 +21,10 @@ LOSS = {False: 8, True: 12}  # for each target and entry of the vocabulary, the 
 # The most logits that are there at once in a lane: a longer row's are made in pieces (worker/head.py).
 # Each takes LOSS bytes, so 32 MB on a CPU and 768 MB on a GPU: enough for a product at full speed.
 LOGITS = {False: 2**22, True: 2**26}
+TRAINED_LOGITS = {
+    False: 2**24,
+    True: 2**26,
+}  # where each piece has a gradient of the head's weights, too
 WHOLE_HIDDEN = 20  # more, where the weights themselves are trained: the inputs of their products
 # Of an optimizer's moments, for each trained value; of 8 bits with a scale for each 256.
 MOMENTS = {"adamw": 8.0, "adamw_8bit": 2 + 8 / 256, "paged_adamw_8bit": 2 + 8 / 256}
@@ -107,6 +111,11 @@ def _worked_with(
     return float(most + WHOLE_AROUND[machine.gpu] * shapes["parameters"])
 
 
+def most_logits(gpu: bool, trained: bool) -> int:
+    """How many logits a lane may have at once; `trained`: the head's own weights are."""
+    return (TRAINED_LOGITS if trained else LOGITS)[gpu]
+
+
 def _logits(
     shapes: dict[str, Any], method: Method, params: Any, row: Row, machine: Machine
 ) -> float:
@@ -114,7 +123,7 @@ def _logits(
     every = float(shapes["vocabulary"] * row.targets)
     if params.devices > 1 and not method.frozen_base:
         return every  # a head that is spread over devices is not taken apart
-    return min(every, (1 if machine.gpu else 2) * LOGITS[machine.gpu])
+    return min(every, (1 if machine.gpu else 2) * most_logits(machine.gpu, not method.frozen_base))
 
 
 def frozen_bytes(base_model: BaseModel, method: Method, params: Any, width: int) -> float:

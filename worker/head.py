@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.nn import functional
 
-from app.arithmetic import LOGITS
+from app.arithmetic import most_logits
 from worker import fused, lanes
 from worker.backbones import accepts, compute
 from worker.hardware import Hardware
@@ -74,7 +74,7 @@ class Head:
 
     def pieces(self, places: int) -> Iterator[slice]:
         """The places, some at a time, about as many each time."""
-        most = max(1, LOGITS[self.machine.device == "cuda"] // self.words)
+        most = max(1, _most(self.backbone, self.machine) // self.words)
         size = max(1, -(-places // -(-places // most))) if places else 1
         yield from (slice(first, first + size) for first in range(0, places, size))
 
@@ -85,9 +85,15 @@ def _words(backbone: Any) -> int:
     return int(getattr(head, "out_features", 0) or getattr(head, "num_embeddings", 0))
 
 
+def _most(backbone: Any, machine: Hardware) -> int:
+    """How many logits may be there at once."""
+    weight = getattr(backbone.get_output_embeddings(), "weight", None)
+    return most_logits(machine.device == "cuda", bool(weight is not None and weight.requires_grad))
+
+
 def _are_many(places: int, backbone: Any, machine: Hardware) -> bool:
     """Whether logits of so many places are too many, and the head is one that can be taken apart."""
-    if places * _words(backbone) <= LOGITS[machine.device == "cuda"] or not _name(backbone):
+    if places * _words(backbone) <= _most(backbone, machine) or not _name(backbone):
         return False
     # Shared weights are whole only inside the model's own forward.
     return not isinstance(backbone.get_output_embeddings().weight, DTensor)
