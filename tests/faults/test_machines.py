@@ -178,7 +178,9 @@ def test_a_run_goes_from_machine_to_machine(
     tuned = {"tuned": _contents(best), "last": _contents(last), "whole": whole}
     machines.on("web")
     for which, contents in tuned.items():
-        assert _unzipped(f"/api/tuned-models/{run.id}/files/{which}.zip") == contents, which
+        found = _unzipped(f"/api/tuned-models/{run.id}/files/{which}.zip")
+        assert b"tuned by LoRA" in found.pop("README.md")
+        assert found == contents, which
     assert "Your text" in web.client().get(f"/tuned-models/{run.id}").text
     assert not storage.base_model_folder(model_id).exists()  # the web needs no weights
     removed = web.client().delete(f"/api/experiments/{run.experiment_id}")
