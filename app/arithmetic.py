@@ -21,10 +21,8 @@ LOSS = {False: 8, True: 12}  # for each target and entry of the vocabulary, the 
 # The most logits that are there at once in a lane: a longer row's are made in pieces (worker/head.py).
 # Each takes LOSS bytes, so 32 MB on a CPU and 768 MB on a GPU: enough for a product at full speed.
 LOGITS = {False: 2**22, True: 2**26}
-TRAINED_LOGITS = {
-    False: 2**24,
-    True: 2**26,
-}  # where each piece has a gradient of the head's weights, too
+# Where the head is trained each piece has a gradient of all its weights, too: fewer pieces.
+TRAINED_LOGITS = {False: 2**24, True: 2**26}
 WHOLE_HIDDEN = 20  # more, where the weights themselves are trained: the inputs of their products
 # Of an optimizer's moments, for each trained value; of 8 bits with a scale for each 256.
 MOMENTS = {"adamw": 8.0, "adamw_8bit": 2 + 8 / 256, "paged_adamw_8bit": 2 + 8 / 256}

@@ -28,9 +28,8 @@ Given = TypeVar("Given")
 Made = TypeVar("Made")
 
 COUNT = 2
-FIRST = (
-    1  # the lane that adds its gradients first; the other one's row may begin with what both share
-)
+# The lane that adds its gradients first: the other one's row may begin with what both share.
+FIRST = 1
 _lane: contextvars.ContextVar[int] = contextvars.ContextVar("lane", default=0)
 
 
