@@ -65,8 +65,8 @@ def load_trainable(
     device = "cpu" if group.spreads else machine.device  # a GPU may have room for a part only
     model = _loaded(method, params, folder, device, dtype)
     model = method.adapt(model, params, seed)
-    if machine.device == "cpu" and method.frozen_base:
-        products.install(model, machine)
+    if machine.device == "cpu" and not group.spreads:
+        (products.install if method.frozen_base else products.install_trained)(model, machine)
     for module in model.modules():
         if machine.computed is not torch.float32 and hasattr(module, "cast_input_dtype_enabled"):
             # PEFT would widen every input to float32 just before autocast narrows it again.

@@ -64,14 +64,14 @@ class _Attend(torch.autograd.Function):
         made[:, row.spare] = 0
         seen = row.seen(row.asking, row.prefix[0])
         for piece in row.pieces():
-            if piece.block is None:
-                weights = piece.weights(piece.joined(seen, None, wide))
+            own = row.own(piece)
+            weights = _weights(piece, seen, own, wide)
+            if own is None:
                 made[:, piece.where] = 0
             else:
-                asking, keys, values = row.own(piece)
-                weights = piece.weights(piece.joined(seen, asking @ keys.transpose(2, 3), wide))
-                own = weights[..., piece.before :].flatten(2, 3).to(values.dtype) @ values
-                made[:, piece.where] = piece.gather(own.view(*weights.shape[:4], -1))
+                values = own[2]
+                found = weights[..., piece.before :].flatten(2, 3).to(values.dtype) @ values
+                made[:, piece.where] = piece.gather(found.view(*weights.shape[:4], -1))
             seen[:, piece.where] = piece.gather(weights[..., : piece.before].to(seen.dtype))
         made += torch.unflatten(seen.flatten(1, 2) @ row.prefix[1], 1, seen.shape[1:3])
         # (groups, tokens, heads of a group, width) -> (1, tokens, heads, width)
@@ -128,23 +128,31 @@ def _back(row: Row, gradient: Tensor) -> list[Tensor]:
 def _back_of(piece: Piece, row: Row, back: _Back) -> None:
     """A piece's own gradients; weights and gradients of scores in place of its products with the prefix."""
     wide = back.of_asking.dtype
-    if piece.block is None:
-        weights = piece.weights(piece.joined(back.seen, None, wide))
-        of_weights = piece.joined(back.of_seen, None, wide)
-        of_scores = torch._softmax_backward_data(of_weights, weights, -1, wide)
+    own = row.own(piece)
+    weights = _weights(piece, back.seen, own, wide)
+    if own is None:
+        of_scores = _of_scores(weights, piece.joined(back.of_seen, None, wide, back=True))
     else:
-        asking, keys, values = row.own(piece)
+        asking, keys, values = own
         given = piece.spread_back(back.given[:, piece.where]).flatten(2, 3).to(values.dtype)
-        weights = piece.weights(piece.joined(back.seen, asking @ keys.transpose(2, 3), wide))
-        of_weights = piece.joined(back.of_seen, given @ values.transpose(2, 3), wide, back=True)
-        of_scores = torch._softmax_backward_data(of_weights, weights, -1, wide)
-        own, of_own = (
-            both[..., piece.before :].flatten(2, 3).to(values.dtype)
-            for both in (weights, of_scores)
-        )
-        shape = *weights.shape[:4], -1
-        back.of_asking[:, piece.where] = piece.gather((of_own @ keys).view(shape))
+        of_own = given @ values.transpose(2, 3)
+        of_scores = _of_scores(weights, piece.joined(back.of_seen, of_own, wide, back=True))
+        of_own = of_scores[..., piece.before :].flatten(2, 3).to(values.dtype)
+        back.of_asking[:, piece.where] = piece.gather((of_own @ keys).view(*weights.shape[:4], -1))
         back.of_keys[:, piece.where] = piece.gather(of_own.transpose(2, 3) @ asking)
-        back.of_values[:, piece.where] = piece.gather(own.transpose(2, 3) @ given)
+        own_weights = weights[..., piece.before :].flatten(2, 3).to(values.dtype)
+        back.of_values[:, piece.where] = piece.gather(own_weights.transpose(2, 3) @ given)
     for seen, both in ((back.seen, weights), (back.of_seen, of_scores)):
         seen[:, piece.where] = piece.gather(both[..., : piece.before].to(seen.dtype))
+
+
+def _weights(
+    piece: Piece, seen: Tensor, own: tuple[Tensor, Tensor, Tensor] | None, wide: torch.dtype
+) -> Tensor:
+    """What the piece's queries give to all keys they see: of the prefix, and of their own example."""
+    scores = None if own is None else own[0] @ own[1].transpose(2, 3)
+    return piece.weights(piece.joined(seen, scores, wide))
+
+
+def _of_scores(weights: Tensor, of_weights: Tensor) -> Tensor:
+    return torch._softmax_backward_data(of_weights, weights, -1, weights.dtype)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-ALIKE, SMALL = 1.5, 16  # lengths that differ by this ratio, or are below this, share a block
+# Padding, in pairs of tokens that see each other, that costs less than one more block: so many, or
+# this share of the block's.
+PADDED, PADDED_SHARE = 2**13, 1 / 8
 LONG = 64  # tokens from which on a block's own products are made in bf16 where the row's are
 MOST_PAIRS = 2**19  # of tokens that see each other in a block: their weights are there all at once
 
@@ -76,12 +79,10 @@ def layout(prefix: int, lengths: list[int], *, borrows: bool = False, even: bool
     """
     groups: list[list[int]] = []
     for length in lengths:
-        # Padding costs: an example that is much longer begins a block of its own.
-        if (
-            not groups
-            or length > max(SMALL, ALIKE * groups[-1][0])
-            or (len(groups[-1]) + 1) * length * (prefix + length) > MOST_PAIRS
-        ):
+        seen = prefix + length
+        pairs = (len(groups[-1]) + 1) * length * seen if groups else 0
+        padded = sum(length - other for other in groups[-1]) * seen if groups else 0
+        if not groups or pairs > MOST_PAIRS or padded > max(PADDED, PADDED_SHARE * pairs):
             groups.append([])
         groups[-1].append(length)
     return Layout(prefix, tuple(_block(group, even) for group in groups), borrows)
@@ -113,3 +114,14 @@ class Blocks:
     head: Tensor
     tail: Tensor
     lender: Any = None
+
+    # Asked for by each layer, on its way there and back.
+    @functools.cached_property
+    def hidden(self) -> tuple[Tensor, Tensor]:
+        """The same, but True means: does not see."""
+        return ~self.head, ~self.tail
+
+    @functools.cached_property
+    def hides_prefix(self) -> bool:
+        """Whether some token of an example does not see all of the prefix."""
+        return not bool(self.tail[:, : self.layout.prefix].all())

@@ -94,8 +94,11 @@ class Row(NamedTuple):
         """Tokens that fill the row up."""
         return slice(self.blocks.layout.tokens, None)
 
-    def own(self, piece: Piece) -> tuple[Tensor, Tensor, Tensor]:
-        """A block's queries, (groups, examples, longest x heads, width), keys and values."""
+    def own(self, piece: Piece) -> tuple[Tensor, Tensor, Tensor] | None:
+        """A block's queries, (groups, examples, longest x heads, width), keys and values; none of the prefix,
+        which sees no more than the row's products with it."""
+        if piece.block is None:
+            return None
         parts = (part[:, piece.where] for part in (self.asking, self.keys, self.values))
         asking, keys, values = map(piece.spread, parts)
         # Short blocks have many shapes, and oneDNN keeps half a MB for each shape of a bf16 product.
@@ -106,10 +109,10 @@ class Row(NamedTuple):
     def pieces(self) -> Iterator[Piece]:
         """The prefix, if it lies in the row, and then the blocks."""
         prefix, done = self.blocks.layout.prefix, self.blocks.layout.first
-        hidden = ~self.blocks.tail
-        hides = bool(hidden[:, :prefix].any())
+        head, hidden = self.blocks.hidden
+        hides = self.blocks.hides_prefix
         if done:
-            yield Piece(slice(done), None, prefix, ~self.blocks.head, True)
+            yield Piece(slice(done), None, prefix, head, True)
         for block in self.blocks.layout.blocks:
             where = slice(done, done + len(block.gathered))
             theirs = hidden[: block.longest, : prefix + block.longest]

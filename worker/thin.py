@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from worker import remade
 from worker.hardware import Hardware
 
 _chance: ContextVar[torch.Generator | None] = ContextVar("chance", default=None)
@@ -75,7 +76,7 @@ def _kept(values: Tensor, seed: int, share: float) -> Tensor:
 
 
 class _Thin(torch.autograd.Function):
-    """scaling A (x where kept), of several A; the input is kept for the way back, in the dtype `held`."""
+    """scaling A (x where kept), of several A; what `remade.keep` keeps of the input, in the dtype `held`."""
 
     @staticmethod
     def forward(
@@ -88,8 +89,8 @@ class _Thin(torch.autograd.Function):
         held: torch.dtype,
         *downs: Tensor,
     ) -> Tensor:
+        remade.keep(ctx, values, held, *downs)
         rows = values.reshape(-1, values.shape[-1]).to(dtype)
-        ctx.save_for_backward(rows.to(held), *downs)
         ctx.scaling, ctx.given, ctx.dtype = scaling, (values.shape, values.dtype), dtype
         ctx.chance = seed, share
         seen = _kept(rows, seed, share)
@@ -97,9 +98,9 @@ class _Thin(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-        rows, *downs = ctx.saved_tensors
-        rows = rows.to(ctx.dtype)
         shape, given = ctx.given
+        values, downs = remade.kept(ctx)
+        rows = values.reshape(-1, shape[-1]).to(ctx.dtype)
         back = gradient * ctx.scaling
         seen = _kept(rows, *ctx.chance)
         each = torch.split((back.t() @ seen).float(), [len(down) for down in downs])

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from worker import attention
+from worker import attention, remade
 from worker.hardware import Hardware
 
 GATED = ("gate_proj", "up_proj", "down_proj", "act_fn")
@@ -46,36 +46,31 @@ class Again:
         self.held = held
 
     def __call__(self, *given: Tensor) -> Tensor:
-        made: Tensor = _Again.apply(self, len(given), *given, *self.parameters)  # type: ignore[no-untyped-call]
-        return made
+        if not torch.is_grad_enabled():
+            return self.function(*given)
+        call = remade.Call(self.function, given, self.held)
+        made: Tensor = _Again.apply(call, *given, *self.parameters)  # type: ignore[no-untyped-call]
+        return remade.known(made, call)
 
 
 class _Again(torch.autograd.Function):
     @staticmethod
-    @torch.amp.custom_fwd(device_type="cpu")  # type: ignore[untyped-decorator]
-    def forward(ctx: Any, again: Again, count: int, *values: Tensor) -> Tensor:
-        given, parameters = values[:count], values[count:]
-        ctx.again, ctx.dtypes = again, [value.dtype for value in given]
-        ctx.save_for_backward(*(value.to(again.held) for value in given), *parameters)
-        return again.function(*given)
+    def forward(ctx: Any, call: remade.Call, *values: Tensor) -> Tensor:
+        count = len(call.held)
+        ctx.call = call
+        ctx.save_for_backward(*values[count:])
+        return call.function(*values[:count])
 
     @staticmethod
-    @torch.amp.custom_bwd(device_type="cpu")  # type: ignore[untyped-decorator]
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        again, count = ctx.again, len(ctx.dtypes)
-        values = ctx.saved_tensors
-        wanted = ctx.needs_input_grad[2:]
-        given = [
-            value.detach().to(dtype).requires_grad_(want)
-            for value, dtype, want in zip(values[:count], ctx.dtypes, wanted, strict=False)
-        ]
-        with torch.enable_grad():
-            made = again.function(*given)
+        given, made = ctx.call.again()
+        del ctx.call
+        wanted = ctx.needs_input_grad[1:]
         asked = [
-            value for value, want in zip([*given, *values[count:]], wanted, strict=True) if want
+            value for value, want in zip([*given, *ctx.saved_tensors], wanted, strict=True) if want
         ]
         found = iter(torch.autograd.grad(made, asked, gradient))
-        return None, None, *(next(found) if want else None for want in wanted)
+        return None, *(next(found) if want else None for want in wanted)
 
 
 class _Gated:
