@@ -23,7 +23,9 @@ LOSS = {False: 8, True: 12}  # for each target and entry of the vocabulary, the 
 LOGITS = {False: 2**22, True: 2**26}
 # Where the head is trained each piece has a gradient of all its weights, too: fewer pieces.
 TRAINED_LOGITS = {False: 2**24, True: 2**26}
-WHOLE_HIDDEN = 20  # more, where the weights themselves are trained: the inputs of their products
+# More, where the weights themselves are trained, in bytes: the inputs of their products by hidden value
+# and by intermediate value, less what is made again on a CPU.
+WHOLE_KEPT = {False: (4, 0), True: (20, 2)}
 # Of an optimizer's moments, for each trained value; of 8 bits with a scale for each 256.
 MOMENTS = {"adamw": 8.0, "adamw_8bit": 2 + 8 / 256, "paged_adamw_8bit": 2 + 8 / 256}
 # What a process has before it has a model, in MB: libraries on a CPU, the context on a GPU.
@@ -55,7 +57,7 @@ class Memory(NamedTuple):
     """The most memory of a run in MB, by what it is for."""
 
     program: float
-    weights: float  # as they are held, with the narrow copies that products are made from
+    weights: float  # as they are held
     adapters: float  # or the prompt vector
     gradients: float
     optimizer: float
@@ -82,8 +84,8 @@ def memory(
     if method.frozen_base:
         weights = frozen_bytes(base_model, method, params, width)
         adapters, parts = 4 * trained, 1
-    else:  # in float32, and their copies that products are made from
-        weights = (4 + (width if width < 4 else 0)) * parameters
+    else:  # in float32; on a GPU with the copies that products are made from
+        weights = (4 + (width if machine.gpu and width < 4 else 0)) * parameters
         adapters, parts = 0, int(getattr(params, "devices", 1))
     return Memory(
         program=program,
@@ -149,7 +151,8 @@ def kept(shapes: dict[str, Any], method: Method, params: Any, row: Row, on: Mach
     copies = len(row.lengths) * (row.before + max(row.lengths)) if on.gpu else 0
     layer += KEYS * width * keys * (places + copies)
     if not method.frozen_base:
-        layer += places * (WHOLE_HIDDEN * hidden + width * intermediate)
+        of_hidden, of_intermediate = WHOLE_KEPT[on.gpu]
+        layer += places * (of_hidden * hidden + of_intermediate * intermediate)
     layer += places * width * _adapters_inputs(shapes, method, params, on) / layers
     if params.gradient_checkpointing:
         return float(layers * places * hidden * width + layer)
@@ -157,17 +160,16 @@ def kept(shapes: dict[str, Any], method: Method, params: Any, row: Row, on: Mach
 
 
 def _adapters_inputs(shapes: dict[str, Any], method: Method, params: Any, on: Machine) -> float:
-    """Values that all adapters keep for a token. On a CPU those with the same input share it, and
-    draw their dropout again; on a GPU each keeps what its dropout left, and the mask.
+    """Values that all adapters keep for a token. On a CPU only what goes out of the attention: what norms
+    and gates made is made again, and dropout drawn again; on a GPU each keeps what its dropout left, and
+    the mask.
     """
     adapted = method.adapted(shapes, params)
     if on.gpu:
         times = 2 if getattr(params, "dropout", 0) else 1
         return float(times * sum(into * count for into, _, count in adapted))
     hidden = sum(count for into, _, count in adapted if into == shapes["hidden"])
-    others = sum(into * count for into, _, count in adapted if into != shapes["hidden"])
-    # Into the attention, out of it, and into the feed-forward block.
-    return float(min(hidden, 3 * shapes["layers"]) * shapes["hidden"] + others)
+    return float(min(hidden, shapes["layers"]) * shapes["hidden"])
 
 
 def train_seconds(

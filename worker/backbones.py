@@ -15,7 +15,7 @@ from torch import Tensor
 from app import storage
 from app.methods import Method
 from app.storage import Path
-from worker import checkpoints, products, thrift
+from worker import checkpoints, products, thrift, trained
 from worker.distributed import ALONE, Group, whole_values
 from worker.hardware import Hardware
 
@@ -66,7 +66,7 @@ def load_trainable(
     model = _loaded(method, params, folder, device, dtype)
     model = method.adapt(model, params, seed)
     if machine.device == "cpu" and not group.spreads:
-        (products.install if method.frozen_base else products.install_trained)(model, machine)
+        (products if method.frozen_base else trained).install(model, machine)
     for module in model.modules():
         if machine.computed is not torch.float32 and hasattr(module, "cast_input_dtype_enabled"):
             # PEFT would widen every input to float32 just before autocast narrows it again.

@@ -55,10 +55,12 @@ class _Attend(torch.autograd.Function):
     @torch.autocast("cpu", enabled=False)  # type: ignore[untyped-decorator]
     def forward(ctx: Any, *given: Any) -> Tensor:
         *parts, blocks, scaling, held = given
-        if any(ctx.needs_input_grad):
-            ctx.save_for_backward(*(None if part is None else part.to(held) for part in parts))
-            ctx.blocks, ctx.scaling, ctx.dtype = blocks, scaling, parts[0].dtype
         row = row_of(parts, blocks, scaling)
+        if any(ctx.needs_input_grad):
+            # As products take them: else they would be copied once more on the way back.
+            kept = parts[0], row.keys[None], row.values[None], *parts[3:]
+            ctx.save_for_backward(*(None if part is None else part.to(held) for part in kept))
+            ctx.blocks, ctx.scaling, ctx.dtype = blocks, scaling, parts[0].dtype
         wide = torch.promote_types(row.asking.dtype, torch.float32)
         made = row.asking.new_empty((*row.asking.shape[:3], row.values.shape[2]), dtype=wide)
         made[:, row.spare] = 0

@@ -18,7 +18,6 @@ from peft.tuners.lora.bnb import Linear4bit as AdaptedLinear4bit
 from torch import Tensor
 from torch.nn import functional
 
-from worker import remade
 from worker.hardware import Hardware
 from worker.thin import Thin
 
@@ -52,18 +51,6 @@ def install(model: Any, machine: Hardware) -> None:
             for value in module.parameters(recurse=False):
                 if value.is_floating_point() and not isinstance(value, bitsandbytes.nn.Params4bit):
                     value.data = value.data.float()
-
-
-def install_trained(model: Any, machine: Hardware) -> None:
-    """Have the linear layers of a model that is trained whole computed here; worker/head.py has the last."""
-    words, head = model.get_input_embeddings(), model.get_output_embeddings()
-    layers: list[Any] = [one for one in model.modules() if type(one) is torch.nn.Linear]
-    for layer in layers:
-        if layer is not head:
-            layer.forward = Trained(layer, machine)
-    if type(words) is torch.nn.Embedding and words.weight is getattr(head, "weight", None):
-        # A row for each token, added to the head's gradient, in place of a second one of all words.
-        words.sparse = True
 
 
 def _is_held(module: Any) -> bool:
@@ -124,12 +111,12 @@ class Frozen:
         return into
 
     def _pieces(self) -> Iterator[tuple[slice, Tensor]]:
-        """The weight, widened: all at once, or, of a large head, some outputs at a time."""
+        """The weight as products take it: all at once, or, of a large head to be widened, in parts."""
         weight = self.module.weight
         if isinstance(weight, bitsandbytes.nn.Params4bit):
             yield slice(None), _dequantized(weight, self.dtype)
             return
-        size = max(1, PIECE // weight.shape[1])
+        size = len(weight) if weight.dtype is self.dtype else max(1, PIECE // weight.shape[1])
         for first in range(0, len(weight), size):
             outputs = slice(first, first + size)
             yield outputs, weight.detach()[outputs].to(self.dtype)
@@ -185,42 +172,3 @@ class _AdaptedProduct(torch.autograd.Function):
         into = ctx.adapted.back(gradient).to(ctx.given) if ctx.needs_input_grad[0] else None
         rows = gradient.reshape(-1, gradient.shape[-1])
         return into, rows @ up.to(rows.dtype), (rows.t() @ thin).float(), None
-
-
-class Trained:
-    """The forward of a linear layer that is trained itself: its narrow copy lasts for one product."""
-
-    def __init__(self, module: Any, machine: Hardware) -> None:
-        self.module = module
-        self.dtype = machine.computed
-
-    def __call__(self, values: Tensor) -> Tensor:
-        """(..., in) -> (..., out)."""
-        layer = self.module
-        made: Tensor = _TrainedProduct.apply(values, layer.weight, layer.bias, self.dtype)  # type: ignore[no-untyped-call]
-        return made
-
-
-class _TrainedProduct(torch.autograd.Function):
-    """W x + b."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, values: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype
-    ) -> Tensor:
-        remade.keep(ctx, values, dtype, weight)
-        ctx.dtype, ctx.given = dtype, (values.shape, values.dtype)
-        made = functional.linear(values.to(dtype), weight.to(dtype))
-        if bias is not None:
-            made += bias
-        return made
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-        (shape, given), wanted = ctx.given, ctx.needs_input_grad
-        values, (weight,) = remade.kept(ctx)
-        rows = gradient.reshape(-1, gradient.shape[-1])
-        into = (rows @ weight.to(ctx.dtype)).view(shape).to(given) if wanted[0] else None
-        of_weight = (rows.t() @ values.reshape(-1, shape[-1]).to(ctx.dtype)).float()
-        of_bias = rows.sum(0, dtype=torch.float32) if wanted[2] else None
-        return into, of_weight, of_bias, None
