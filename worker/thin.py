@@ -58,20 +58,22 @@ class Thin:
         return list(torch.split(made, [len(down) for down in downs], dim=1))
 
 
-def _kept(values: Tensor, seed: int, share: float) -> Tensor:
-    """The values, (rows, width), less those that chance drops; the same ones for the same seed.
+def _dropped(size: int, seed: int, share: float) -> Tensor:
+    """The places of so many values that chance drops; the same ones for the same seed.
 
-    So many places are drawn, each anew among all, that a value is dropped with the chance `share`:
-    a third of the time that a draw for each value takes. They are drawn again where they are needed
-    again, rather than kept.
+    So many are drawn, each anew among all, that a value is dropped with the chance `share`: a third of
+    the time that a draw for each value takes. They are drawn again on the way back, rather than kept.
     """
-    if not share:
-        return values
-    size = values.numel()
     places = torch.empty(round(-size * math.log1p(-share)), dtype=torch.int64)
-    places.random_(0, size, generator=torch.Generator().manual_seed(seed))
+    return places.random_(0, size, generator=torch.Generator().manual_seed(seed))
+
+
+def _without(values: Tensor, dropped: Tensor) -> Tensor:
+    """The values, less the dropped ones: themselves if none is, else a copy."""
+    if not len(dropped):
+        return values
     kept = values.clone(memory_format=torch.contiguous_format)
-    kept.view(-1).index_fill_(0, places, 0)
+    kept.view(-1).index_fill_(0, dropped, 0)
     return kept
 
 
@@ -93,7 +95,7 @@ class _Thin(torch.autograd.Function):
         rows = values.reshape(-1, values.shape[-1]).to(dtype)
         ctx.scaling, ctx.given, ctx.dtype = scaling, (values.shape, values.dtype), dtype
         ctx.chance = seed, share
-        seen = _kept(rows, seed, share)
+        seen = _without(rows, _dropped(rows.numel(), seed, share))
         return (seen @ torch.cat(downs).to(dtype).t()).mul_(scaling)
 
     @staticmethod
@@ -102,10 +104,12 @@ class _Thin(torch.autograd.Function):
         values, downs = remade.kept(ctx)
         rows = values.reshape(-1, shape[-1]).to(ctx.dtype)
         back = gradient * ctx.scaling
-        seen = _kept(rows, *ctx.chance)
+        dropped = _dropped(rows.numel(), *ctx.chance)
+        seen = _without(rows, dropped)
         each = torch.split((back.t() @ seen).float(), [len(down) for down in downs])
         into = None
         if ctx.needs_input_grad[0]:
             into = back @ torch.cat(downs).to(rows.dtype)
-            into = _kept(into, *ctx.chance).view(shape).to(given)
+            into.view(-1).index_fill_(0, dropped, 0)
+            into = into.view(shape).to(given)
         return into, None, None, None, None, None, *each
