@@ -34,13 +34,16 @@ SLACK = 1.1  # how much more than what is kept is resident: room that is not use
 # Products' working memory, the code that oneDNN keeps for them, and what else comes and goes, in
 # MB; where a whole model is trained in bytes for each of its values: the gradients of its embeddings
 # are there twice for a moment.
-AROUND_MB = {False: 260.0, True: 0.0}
+AROUND_MB = {False: 120.0, True: 0.0}
 WHOLE_AROUND = {False: 3.5, True: 0.0}
 # Multiplications and additions a second where nothing was measured yet. On a CPU as measured on two
-# cores; a GPU's is a guess on the low side.
-SPEED = {False: 6e10, True: 3e13}
+# cores that are fast in bf16; a GPU's is a guess on the low side.
+SPEED = {False: 1.2e11, True: 3e13}
 UPDATES = {False: 1e9, True: 5e10}  # trained values moved a second, by the optimizer
-START_SECONDS = 15.0
+# By whether weights are held in 4 bits: seconds to load and save, and how many times as long as to read
+# a token it takes to write one, in passes of few tokens; fitted to runs on two cores.
+START_SECONDS = {False: 8.0, True: 18.0}
+WRITING = {False: 20, True: 34}
 LOOKS = 10  # at the validation loss, forward only
 WRITTEN = 16  # tokens of a test answer, where none is known; each is a forward pass of its own
 
@@ -148,7 +151,7 @@ def kept(shapes: dict[str, Any], method: Method, params: Any, row: Row, on: Mach
     keys = shapes["kv_heads"] * shapes["head_dim"]
     layer = width * places * (HIDDEN[on.gpu] * hidden + INTERMEDIATE[on.gpu] * intermediate)
     # On a GPU each example has a copy of the shared keys.
-    copies = len(row.lengths) * (row.before + max(row.lengths)) if on.gpu else 0
+    copies = len(row.lengths) * (row.before + max(row.lengths, default=0)) if on.gpu else 0
     layer += KEYS * width * keys * (places + copies)
     if not method.frozen_base:
         of_hidden, of_intermediate = WHOLE_KEPT[on.gpu]
@@ -186,20 +189,25 @@ def train_seconds(
 
 
 def other_seconds(
-    base_model: BaseModel, lengths: Lengths, held_out: tuple[int, int], machine: Machine
+    base_model: BaseModel,
+    method: Method,
+    lengths: Lengths,
+    held_out: tuple[int, int],
+    updates: int,
+    machine: Machine,
 ) -> float:
     """Loading, looks at the validation loss, and answers to the test examples.
 
     `held_out`: how many validation and test examples there are.
     """
-    shapes = base_model.shapes
+    shapes, narrow = base_model.shapes, bool(method.quantizes or base_model.quantization)
     mean = sum(lengths.totals()) / len(lengths.rows) - lengths.shared
-    read = held_out[0] * (LOOKS + 1) * mean + held_out[1] * 2 * mean
-    answered = held_out[1] * sum(answer for _, answer in lengths.rows) / len(lengths.rows)
-    products = linear_values(shapes) * (read + answered) + answered * (
-        shapes["vocabulary"] * shapes["hidden"]
-    )
-    return float(START_SECONDS + products / SPEED[machine.gpu])
+    read = held_out[0] * (min(LOOKS, updates) + 1) * mean + held_out[1] * 2 * mean
+    written = held_out[1] * sum(answer for _, answer in lengths.rows) / len(lengths.rows)
+    linear = linear_values(shapes)
+    products = linear * read
+    products += WRITING[narrow] * written * (linear + shapes["vocabulary"] * shapes["hidden"])
+    return START_SECONDS[narrow] + float(products / SPEED[machine.gpu])
 
 
 def disk_bytes(base_model: BaseModel, method: Method, params: Any) -> int:

@@ -135,7 +135,7 @@ def _on(
     reckoned = Reckoned(
         *_split(memory),
         arithmetic.train_seconds(base_model, method, params, work, machine),
-        arithmetic.other_seconds(base_model, long, asked.sizes[1:], machine),
+        arithmetic.other_seconds(base_model, method, long, asked.sizes[1:], work.updates, machine),
     )
     kind = calibration.GPU if machine.gpu else calibration.CPU
     known = calibration.of(db, base_model.id, method.key, kind)

@@ -108,6 +108,30 @@ def test_a_row_holds_no_more_than_the_budget() -> None:
     assert _total("lora", texts=longer, batch_size=16, max_length=4096) > small
 
 
+@pytest.mark.parametrize("gpu", [False, True])
+def test_a_prefix_in_a_row_of_its_own_is_part_of_the_forecast(gpu: bool) -> None:
+    long = Lengths(((900, 60),) * 99, (), 300)
+    (step, *_), _ = draws.drawn(
+        methods.get("lora"), methods.get("lora").schema(max_length=1024), long, 189, 2048
+    )
+    assert step[0] == draws.Row(300, (), 0)
+    machine = Machine(gpu=gpu, token_budget=2048)
+    unshared = _total("lora", texts=long._replace(shared=0), machine=machine, max_length=1024)
+    assert 0 < _total("lora", texts=long, machine=machine, max_length=1024) <= unshared
+
+
+def test_writing_takes_longer_than_reading_and_longer_still_from_4_bits() -> None:
+    def seconds(key: str, answer: int, updates: int = 10) -> float:
+        base_model = BaseModel(shapes=SMOLLM2, quantization=None)
+        texts = Lengths(((100 - answer, answer),) * 9, (), 5)
+        return arithmetic.other_seconds(base_model, methods.get(key), texts, (10, 10), updates, CPU)
+
+    short, long = (seconds("lora", answer) for answer in (5, 50))
+    assert seconds("qlora", 50) - seconds("qlora", 5) > 1.5 * (long - short) > 0
+    assert seconds("lora", 5, updates=2) < short  # it looks no oftener than it moves
+    assert seconds("lora", 5, updates=99) == short
+
+
 def test_logits_of_a_long_row_are_there_in_pieces() -> None:
     def more(key: str, answer: int, **how: Any) -> float:
         """What a row of long answers takes beyond one of as many tokens with short ones."""
