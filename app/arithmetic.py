@@ -32,10 +32,10 @@ MOMENTS = {"adamw": 8.0, "adamw_8bit": 2 + 8 / 256, "paged_adamw_8bit": 2 + 8 / 
 PROGRAM_MB = {False: 560.0, True: 600.0}
 SLACK = 1.1  # how much more than what is kept is resident: room that is not used again
 # Products' working memory, the code that oneDNN keeps for them, and what else comes and goes, in
-# MB; where a whole model is trained in bytes for each of its values: the gradients of its embeddings
-# are there twice for a moment.
+# MB; where a whole model is trained in bytes for each of its values: both lanes have a gradient of its
+# head, and what is freed leaves holes.
 AROUND_MB = {False: 120.0, True: 0.0}
-WHOLE_AROUND = {False: 3.5, True: 0.0}
+WHOLE_AROUND = {False: 5.9, True: 0.0}
 # Multiplications and additions a second where nothing was measured yet. On a CPU as measured on two
 # cores that are fast in bf16; a GPU's is a guess on the low side.
 SPEED = {False: 1.2e11, True: 3e13}
@@ -111,6 +111,8 @@ def _worked_with(
     )
     if method.frozen_base:
         return float(most + AROUND_MB[machine.gpu] * MB)
+    if not machine.gpu:  # what is kept goes as the gradients of all weights come
+        most = max(0.0, most - 4 * shapes["parameters"])
     return float(most + WHOLE_AROUND[machine.gpu] * shapes["parameters"])
 
 

@@ -117,7 +117,8 @@ def test_a_prefix_in_a_row_of_its_own_is_part_of_the_forecast(gpu: bool) -> None
     assert step[0] == draws.Row(300, (), 0)
     machine = Machine(gpu=gpu, token_budget=2048)
     unshared = _total("lora", texts=long._replace(shared=0), machine=machine, max_length=1024)
-    assert 0 < _total("lora", texts=long, machine=machine, max_length=1024) <= unshared
+    shared = _total("lora", texts=long, machine=machine, max_length=1024)
+    assert 0.8 * unshared < shared < 1.2 * unshared  # full rows, either way
 
 
 def test_writing_takes_longer_than_reading_and_longer_still_from_4_bits() -> None:
