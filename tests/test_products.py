@@ -218,11 +218,14 @@ def test_little_is_kept_for_the_way_back(
 
 def test_what_can_be_made_again_is_not_kept() -> None:
     values = torch.randn(3, 8, requires_grad=True)
-    squared = thrift.Again(lambda given: given * given, [], torch.float32)
     layers: list[Any] = [torch.nn.Linear(8, 5) for _ in range(2)]
     times: list[int] = []
-    squared.function = lambda given: times.append(1) or given * given  # type: ignore[func-returns-value]
-    through = squared(values)
+
+    def square(given: Tensor) -> Tensor:
+        times.append(1)
+        return given * given
+
+    through = thrift.Again(square, [], torch.float32)(values)
     made = [trained.Trained(layer, MACHINE)(through) for layer in layers]
     seen = weakref.ref(through.untyped_storage())
     del through

@@ -137,8 +137,8 @@ def _back_of(piece: Piece, row: Row, back: _Back) -> None:
     else:
         asking, keys, values = own
         given = piece.spread_back(back.given[:, piece.where]).flatten(2, 3).to(values.dtype)
-        of_own = given @ values.transpose(2, 3)
-        of_scores = _of_scores(weights, piece.joined(back.of_seen, of_own, wide, back=True))
+        of_weights = given @ values.transpose(2, 3)
+        of_scores = _of_scores(weights, piece.joined(back.of_seen, of_weights, wide, back=True))
         of_own = of_scores[..., piece.before :].flatten(2, 3).to(values.dtype)
         back.of_asking[:, piece.where] = piece.gather((of_own @ keys).view(*weights.shape[:4], -1))
         back.of_keys[:, piece.where] = piece.gather(of_own.transpose(2, 3) @ asking)

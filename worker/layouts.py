@@ -79,10 +79,10 @@ def layout(prefix: int, lengths: list[int], *, borrows: bool = False, even: bool
     """
     groups: list[list[int]] = []
     for length in lengths:
-        seen = prefix + length
-        pairs = (len(groups[-1]) + 1) * length * seen if groups else 0
-        padded = sum(length - other for other in groups[-1]) * seen if groups else 0
-        if not groups or pairs > MOST_PAIRS or padded > max(PADDED, PADDED_SHARE * pairs):
+        group = groups[-1] if groups else []
+        pairs = (len(group) + 1) * length * (prefix + length)
+        padded = sum(length - other for other in group) * (prefix + length)
+        if not group or pairs > MOST_PAIRS or padded > max(PADDED, PADDED_SHARE * pairs):
             groups.append([])
         groups[-1].append(length)
     return Layout(prefix, tuple(_block(group, even) for group in groups), borrows)

@@ -65,7 +65,9 @@ def _dropped(size: int, seed: int, share: float) -> Tensor:
     the time that a draw for each value takes. They are drawn again on the way back, rather than kept.
     """
     places = torch.empty(round(-size * math.log1p(-share)), dtype=torch.int64)
-    return places.random_(0, size, generator=torch.Generator().manual_seed(seed))
+    if share:
+        places.random_(0, size, generator=torch.Generator().manual_seed(seed))
+    return places
 
 
 def _without(values: Tensor, dropped: Tensor) -> Tensor:
