@@ -83,7 +83,7 @@ def forecasts(
     found = verdicts.places(db)
     for one in wanted:
         _check_optimizer(one, found)
-    told = [forecast.of(db, asked, *one) for one in wanted]
+    told = forecast.each(db, asked, wanted)
     if not override:
         verdicts.check(db, asked, wanted, told)
         return told

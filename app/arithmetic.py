@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from app.draws import Row, Work
-from app.lengths import Lengths
+from app.lengths import Lengths, allowed
 from app.methods import Method
 from app.tables import BaseModel
 
@@ -44,8 +44,6 @@ UPDATES = {False: 1e9, True: 5e10}  # trained values moved a second, by the opti
 # a token it takes to write one, in passes of few tokens; fitted to runs on two cores.
 START_SECONDS = {False: 8.0, True: 18.0}
 WRITING = {False: 20, True: 34}
-LOOKS = 10  # at the validation loss, forward only
-WRITTEN = 16  # tokens of a test answer, where none is known; each is a forward pass of its own
 
 
 class Machine(NamedTuple):
@@ -195,21 +193,42 @@ def other_seconds(
     method: Method,
     lengths: Lengths,
     held_out: tuple[int, int],
-    updates: int,
+    looks: int,
     machine: Machine,
 ) -> float:
     """Loading, looks at the validation loss, and answers to the test examples.
 
     `held_out`: how many validation and test examples there are.
     """
-    shapes, narrow = base_model.shapes, bool(method.quantizes or base_model.quantization)
+    narrow = bool(method.quantizes or base_model.quantization)
+    written = sum(answer for _, answer in lengths.rows) / len(lengths.rows)
+    products = _answered(base_model, lengths, held_out, looks, WRITING[narrow] * written)
+    return START_SECONDS[narrow] + products / SPEED[machine.gpu]
+
+
+def base_seconds(
+    base_model: BaseModel, lengths: Lengths, held_out: tuple[int, int], machine: Machine
+) -> float:
+    """One look and the answers of the base model as it is: it writes on until it may no longer."""
+    narrow = bool(base_model.quantization)
+    written = WRITING[narrow] * allowed(max(answer for _, answer in lengths.rows))
+    products = _answered(base_model, lengths, held_out, 1, written)
+    return START_SECONDS[narrow] / 2 + products / SPEED[machine.gpu]
+
+
+def _answered(
+    base_model: BaseModel,
+    lengths: Lengths,
+    held_out: tuple[int, int],
+    looks: int,
+    written: float,
+) -> float:
+    """Products of reading the held-out examples and writing so many tokens for each of the test's."""
+    shapes = base_model.shapes
     mean = sum(lengths.totals()) / len(lengths.rows) - lengths.shared
-    read = held_out[0] * (min(LOOKS, updates) + 1) * mean + held_out[1] * 2 * mean
-    written = held_out[1] * sum(answer for _, answer in lengths.rows) / len(lengths.rows)
     linear = linear_values(shapes)
-    products = linear * read
-    products += WRITING[narrow] * written * (linear + shapes["vocabulary"] * shapes["hidden"])
-    return START_SECONDS[narrow] + float(products / SPEED[machine.gpu])
+    read = linear * mean * (held_out[0] * looks + held_out[1] * 2)
+    return float(read + held_out[1] * written * (linear + shapes["vocabulary"] * shapes["hidden"]))
 
 
 def disk_bytes(base_model: BaseModel, method: Method, params: Any) -> int:

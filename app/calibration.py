@@ -36,6 +36,7 @@ class Reckoned(NamedTuple):
     guessed_mb: float  # the program, activations and working memory
     train: float  # seconds
     other: float
+    base: float = 0.0  # to measure the base model, which one run of an experiment does
 
 
 class Ratio(NamedTuple):
@@ -159,6 +160,7 @@ def _times(found: Sequence[tuple[Run, Reckoned | None]]) -> tuple[list[float], l
         train.append(run.train_seconds / was.train)
         if run.started_at and run.finished_at:
             rest = run.finished_at - run.started_at - run.train_seconds
+            rest -= run.figures.get("base_seconds", 0.0)  # of whichever run was first
             other.append(max(0.0, rest) / was.other)
     return train, other
 

@@ -1,11 +1,12 @@
 """What a run will take, told before it starts: memory, time and disk by arithmetic, corrected by what was measured."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from app import arithmetic, calibration, draws, lengths, methods, rehearsals
+from app import arithmetic, calibration, draws, lengths, methods, pace, rehearsals
 from app.arithmetic import Machine, Memory
 from app.calibration import Calibration, Ratio, Reckoned
 from app.capacity import is_gpu
@@ -14,11 +15,14 @@ from app.lengths import Lengths
 from app.methods import Method
 from app.tables import BaseModel, Dataset, Experiment, Rehearsal, Run, Worker
 
+UNSCORED = {"failed", "cancelled"}  # runs that may have left the base model unmeasured
+
 
 class Given(NamedTuple):
     """What a forecast is about, less the method: an experiment, or one that is still being entered.
 
-    `sizes`: how many examples there are for training, validation and test.
+    `sizes`: how many examples there are for training, validation and test. `measures_base`: whether the
+    run answers with the base model, too, as the first of an experiment does.
     """
 
     base_model: BaseModel
@@ -26,6 +30,7 @@ class Given(NamedTuple):
     template: str
     labels: tuple[str, ...]
     sizes: tuple[int, int, int]
+    measures_base: bool = False
 
     def key(self, method: str, params: dict[str, Any]) -> str:
         """Under which a rehearsal of it is stored."""
@@ -54,7 +59,16 @@ def given(
         experiment.template,
         tuple(experiment.labels),
         (sizes[0], sizes[1], sizes[2]),
+        measures_base=all(run.state in UNSCORED for run in experiment.runs),
     )
+
+
+def each(
+    db: Session, asked: Given, wanted: Sequence[tuple[str, dict[str, Any]]]
+) -> list[dict[str, Any]]:
+    """Of runs that start together: one alone measures the base model."""
+    later = asked._replace(measures_base=False)
+    return [of(db, later if place else asked, *one) for place, one in enumerate(wanted)]
 
 
 def make(
@@ -111,10 +125,11 @@ class _Told(NamedTuple):
     def times(self) -> dict[str, float]:
         """From the claim to the end: the likeliest and a range; and of training alone."""
         train, other, was = self.known.train, self.known.other, self.reckoned
+        rest = was.other + was.base
         return {
-            "seconds": round(train.middle * was.train + other.middle * was.other),
-            "seconds_low": round(train.low * was.train + other.low * was.other),
-            "seconds_high": round(train.high * was.train + other.high * was.other),
+            "seconds": round(train.middle * was.train + other.middle * rest),
+            "seconds_low": round(train.low * was.train + other.low * rest),
+            "seconds_high": round(train.high * was.train + other.high * rest),
             "train_seconds": round(train.middle * was.train, 1),
         }
 
@@ -132,10 +147,14 @@ def _on(
     steps, work = draws.drawn(method, params, long, asked.sizes[0], machine.token_budget)
     rows = [row for step in steps for row in step]
     memory = arithmetic.memory(base_model, method, params, rows, machine)
+    held_out, looks = asked.sizes[1:], len(pace.looks(work.updates, params))
     reckoned = Reckoned(
         *_split(memory),
         arithmetic.train_seconds(base_model, method, params, work, machine),
-        arithmetic.other_seconds(base_model, method, long, asked.sizes[1:], work.updates, machine),
+        arithmetic.other_seconds(base_model, method, long, held_out, looks, machine),
+        arithmetic.base_seconds(base_model, long, held_out, machine)
+        if asked.measures_base
+        else 0.0,
     )
     kind = calibration.GPU if machine.gpu else calibration.CPU
     known = calibration.of(db, base_model.id, method.key, kind)

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from app import methods, prompts
+from app import methods, pace, prompts
 from app.examples import Example
 from benchmarks import sets
-from worker import pace, packing
+from worker import packing
 from worker.packing import Row
 
 TRAINED, BATCH = 64, 16  # examples of a pair and of a step; as many are held out

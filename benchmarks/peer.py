@@ -15,10 +15,10 @@ from typing import Any
 import torch
 import transformers
 
-from app import methods
+from app import methods, pace
 from benchmarks import measures
 from benchmarks.cases import Job
-from worker import hardware, pace, products
+from worker import hardware, products
 
 NAMES = ("trl", "peft", "transformers", "torch")
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from app import methods
+from app import methods, pace
 from app.points import Measured
 from app.storage import Path
 from benchmarks import gemm, measures
 from benchmarks.cases import Job
-from worker import backbones, hardware, pace, train
+from worker import backbones, hardware, train
 
 
 def measure(job: Job) -> dict[str, Any]:

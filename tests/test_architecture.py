@@ -173,7 +173,7 @@ FLOORS: list[set[str]] = [
     },
     {"inspection"},
     {"snapshots", "datasets", "naming", "assignments"},
-    {"questions", "capacity", "lengths", "rehearsals", "overlap"},
+    {"questions", "capacity", "lengths", "pace", "rehearsals", "overlap"},
     {"draws"},
     {"arithmetic", "calibration"},
     {"forecast"},

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
+from app import pace
 from app.storage import REPOSITORY
 from benchmarks import cases, gemm, growth, measures, peer, report, studio
 from benchmarks.bench import Failed, Pair, measured
 from benchmarks.cases import Case, Job
 from tests.engine import MACHINE, rows
-from worker import pace, packing, prepare
+from worker import packing, prepare
 from worker.packing import Row
 
 

@@ -37,14 +37,22 @@ def _create(db: Session, base: BaseModel, data: Dataset, **chosen: dict[str, Any
 
 
 def _finish(
-    db: Session, run: Run, memory: float, train: float = 1.0, kind: str = "cpu", other: float = 1.0
+    db: Session,
+    run: Run,
+    memory: float,
+    train: float = 1.0,
+    kind: str = "cpu",
+    other: float = 1.0,
+    base: float = 0.0,
 ) -> None:
-    """As if it had taken so many times what was reckoned: guessed memory, training, the rest."""
+    """As if it had taken so many times what was reckoned: guessed memory, training, the rest; and as many
+    seconds for the base model."""
     was = run.forecast["reckoned"][kind]
-    seconds = train * was["train"] + other * was["other"]
+    seconds = train * was["train"] + other * was["other"] + base
     run.figures = {
         "peak_memory_mb": was["known_mb"] + memory * was["guessed_mb"],
         "device_kind": kind,
+        "base_seconds": base,
     }
     run.state, run.attempt, run.train_seconds = "succeeded", 1, train * was["train"]
     run.finished_at = time.time()
@@ -68,6 +76,24 @@ def test_the_median_of_the_last_eight_runs_corrects_what_is_guessed(
     assert told["memory_from"] == {"cpu": "runs", "cuda": "shapes"}
     assert told["seconds_low"] < told["seconds"] < told["seconds_high"]
     assert told["seconds_high"] >= round(5 * was["train"] + was["other"])  # all of them lie in it
+
+
+def test_measuring_the_base_model_is_foretold_of_the_first_run_alone_and_learned_from_none(
+    any_db: Session, base: BaseModel, data: Dataset
+) -> None:
+    first, second = _create(any_db, base, data, lora={}, prompt_tuning={}).runs
+    was = first.forecast["reckoned"]["cpu"]
+    assert was["base"] > 0
+    assert first.forecast["seconds"] == round(was["train"] + was["other"] + was["base"])
+    assert second.forecast["reckoned"]["cpu"]["base"] == 0
+    _finish(any_db, first, 1.0, base=500.0)
+    told = forecast.make(any_db, first.experiment, first.method, first.params)
+    assert told["reckoned"]["cpu"]["base"] == 0  # its experiment has a run that measured it
+    assert told["seconds"] == round(was["train"] + was["other"])
+    first.state, second.state = "failed", "cancelled"
+    any_db.commit()
+    again = forecast.make(any_db, first.experiment, first.method, first.params)
+    assert again["reckoned"]["cpu"]["base"] == was["base"]
 
 
 def test_of_another_method_model_or_device_memory_says_nothing(

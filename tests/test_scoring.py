@@ -82,6 +82,9 @@ def test_a_method_crippled_on_purpose_gets_the_right_verdict(db: Session, model:
     row = next(row for row in found.rows if row.key == able.id)
     assert row.perplexity == pytest.approx(math.exp(able.scores["test_loss"]))
     assert row.energy_wh is None  # a processor tells nothing
+    assert 0 < able.figures["base_seconds"] < able.finished_at - able.started_at
+    assert "base_seconds" not in crippled.figures  # it was known by then
+    assert able.figures["size_bytes"] > 0
 
 
 @pytest.mark.parametrize("key", ["full", "prompt_tuning"])

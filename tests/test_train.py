@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from app import methods
+from app import methods, pace
 from app.errors import StudioError
 from app.points import Measured
 from tests import engine, tiny
 from tests.engine import MACHINE, NARROW, Setup, Tight, same
-from worker import checkpoints, hardware, pace, train
+from worker import checkpoints, hardware, train
 from worker.packing import Row
 
 

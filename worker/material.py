@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from app import base_models, database, datasets, files, fingerprints, methods, prompts
+from app import base_models, database, datasets, files, fingerprints, lengths, methods, prompts
 from app.examples import Example
 from app.tables import Experiment, Run
 
@@ -58,4 +58,4 @@ def gather(run: Run, examples: Sequence[Example] | None = None) -> Material:
 def longest_answer(experiment: Experiment, material: Material) -> int:
     """Tokens that an answer may take when scored: the longest known one and some to spare."""
     known = max(len(row.answer_ids) for row in [*material.train, *material.validation])
-    return known + max(8, known // 4)
+    return lengths.allowed(known)

@@ -10,11 +10,21 @@ from typing import Any
 
 import transformers
 
-from app import base_models, database, datasets, files, methods, processes, prompts, rehearsals
+from app import (
+    base_models,
+    database,
+    datasets,
+    files,
+    methods,
+    pace,
+    processes,
+    prompts,
+    rehearsals,
+)
 from app.errors import StudioError
 from app.points import Measured
 from app.tables import BaseModel, Dataset, Rehearsal
-from worker import backbones, failures, hardware, pace, packing, train
+from worker import backbones, failures, hardware, packing, train
 
 STEPS = 2  # the second is measured: the first one fetches memory and builds what is built once
 MOST_BATCHES = 2  # of those that are accumulated: more take more time and no more memory

@@ -16,6 +16,7 @@ from app import (
     fingerprints,
     methods,
     naming,
+    pace,
     prompts,
     storage,
 )
@@ -24,7 +25,7 @@ from app.examples import Example
 from app.points import Measured
 from app.receipt_files import Read
 from app.tables import BaseModel, Dataset, Experiment, Run
-from worker import backbones, hardware, pace, relief, train
+from worker import backbones, hardware, relief, train
 from worker.material import gather
 
 STEPS = 20

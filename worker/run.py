@@ -6,7 +6,6 @@ import logging
 import os
 import signal
 import sys
-from typing import Any
 
 import torch
 
@@ -15,6 +14,7 @@ from app import (
     files,
     methods,
     naming,
+    pace,
     processes,
     receipts,
     runs,
@@ -31,7 +31,6 @@ from worker import (
     failures,
     hardware,
     launch,
-    pace,
     relief,
     scoring,
     sharing,
@@ -73,7 +72,9 @@ def tune(run: Run, watch: Watch, group: Group = ALONE) -> None:
     if job.machine.device == "cuda":
         torch.cuda.empty_cache()
     job.store(phase="scoring")
-    job.store(scores=scoring.score_run(job), figures=_figures(job))
+    scores = scoring.score_run(job)
+    job.run.figures["size_bytes"] = storage.size(storage.tuned_model_folder(run.id))
+    job.store(scores=scores, figures=job.run.figures)
     scoring.score_base(job)
     database.lasting(lambda db: runs.finish(db, run.id, run.attempt))
     tidy(run.id)
@@ -163,13 +164,6 @@ def _measure(job: Job, state: checkpoints.State, meter: energy.Meter) -> None:
     if job.run.attempt == 1 and job.group.size == 1 and (spent := meter()) is not None:
         job.run.figures["energy_wh"] = spent
     job.store(figures=job.run.figures)
-
-
-def _figures(job: Job) -> dict[str, Any]:
-    return {
-        **job.run.figures,
-        "size_bytes": storage.size(storage.tuned_model_folder(job.run.id)),
-    }
 
 
 def work(run_id: str, attempt: int, group: Group = ALONE) -> int:

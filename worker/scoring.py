@@ -1,7 +1,8 @@
 """How good models are on held-out examples: the tuned model, and the base model as it is."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -27,12 +28,13 @@ def look_at_base(job: Job, model: Any) -> None:
     end = time.monotonic() + LOOK_SECONDS
     found: list[evaluate.Loss] = []
     rows = job.material.validation
-    for some in evaluate.losses(model, None, rows, job.machine, plain=_plain(job, model, None)):
-        found += some
-        job.watch.check()
-        if time.monotonic() > end:
-            return
-    _keep(job, validation_loss=evaluate.mean(found))
+    with _for_the_base(job):
+        for some in evaluate.losses(model, None, rows, job.machine, plain=_plain(job, model, None)):
+            found += some
+            job.watch.check()
+            if time.monotonic() > end:
+                return
+        _keep(job, validation_loss=evaluate.mean(found))
 
 
 def score_run(job: Job) -> dict[str, Any]:
@@ -58,14 +60,27 @@ def score_base(job: Job) -> None:
     if known.validation_loss is not None and scored:
         return
     folder = files.base_model(job.run.experiment.base_model_id)
-    model = backbones.load_base(methods.Method(), None, folder, job.machine)
-    if known.validation_loss is None:
-        rows, plain = job.material.validation, _plain(job, model, None)
-        found = _losses(job, model, None, rows, plain, "Measuring the base model")
-        _keep(job, validation_loss=evaluate.mean(found))
-    if not scored:
-        key = baselines.key(job.run.experiment, job.machine.dtype)
-        _keep(job, scores=_score(job, model, None, owner=key, of="the base model"))
+    with _for_the_base(job):
+        model = backbones.load_base(methods.Method(), None, folder, job.machine)
+        if known.validation_loss is None:
+            rows, plain = job.material.validation, _plain(job, model, None)
+            found = _losses(job, model, None, rows, plain, "Measuring the base model")
+            _keep(job, validation_loss=evaluate.mean(found))
+        if not scored:
+            key = baselines.key(job.run.experiment, job.machine.dtype)
+            _keep(job, scores=_score(job, model, None, owner=key, of="the base model"))
+    job.store(figures=job.run.figures)
+
+
+@contextmanager
+def _for_the_base(job: Job) -> Iterator[None]:
+    """Count the seconds apart: the experiment's next run will not take them."""
+    begun = time.monotonic()
+    try:
+        yield
+    finally:
+        earlier = job.run.figures.get("base_seconds", 0.0)
+        job.run.figures["base_seconds"] = earlier + time.monotonic() - begun
 
 
 def _known(job: Job) -> baselines.Known:

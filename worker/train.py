@@ -11,10 +11,11 @@ import numpy
 import torch
 from torch import Tensor
 
+from app import pace
 from app.errors import StudioError
 from app.methods import Params
 from app.points import Measured
-from worker import distributed, evaluate, lanes, learn, obstacles, optimizers, pace, packing
+from worker import distributed, evaluate, lanes, learn, obstacles, optimizers, packing
 from worker.backbones import num_virtual
 from worker.checkpoints import State
 from worker.distributed import ALONE, Group

@@ -138,8 +138,8 @@ def told(db: Session, asked: Asked) -> dict[str, Any]:
     """For programs: by method the forecast, its verdict and advice, and the rehearsal if there is one."""
     about, chosen = asked
     found, answer = verdicts.places(db), {}
-    for key, params in chosen.items():
-        known = forecast.of(db, about, key, params)
+    each = forecast.each(db, about, list(chosen.items()))
+    for (key, params), known in zip(chosen.items(), each, strict=True):
         verdict = verdicts.judge(db, about, key, params, known, found)
         done = rehearsals.find(db, about.key(key, params))
         answer[key] = {
