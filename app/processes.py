@@ -12,6 +12,7 @@ from typing import IO, Any
 
 _PR_SET_PDEATHSIG = 1
 _PARENT = "STUDIO_PARENT_PID"
+_MALLOC = "oversize_threshold:0,muzzy_decay_ms:0,narenas:1"  # of jemalloc
 _TRAINING = {
     # Threads that wait for each other must sleep, not spin: beside other programs on the same cores
     # spinning makes training several times slower.
@@ -45,14 +46,22 @@ def _preloaded() -> dict[str, str]:
     """jemalloc for what is started, where the machine has it.
 
     Between a model's tensors, which come and go in all lengths, the C library's own allocator leaves
-    holes: training takes a third more memory with it, and is slower. Two arenas, one for each row at
-    work: with more of them, what one thread has freed is of no use to another.
+    holes: training takes a third more memory with it, and is slower. One arena: with more of them, what
+    one thread has freed is of no use to another.
     """
     found = ctypes.util.find_library("jemalloc")
     if not found or not sys.platform.startswith("linux"):
         return {}
-    settings = "oversize_threshold:0,dirty_decay_ms:30000,muzzy_decay_ms:0,narenas:2"
-    return {"LD_PRELOAD": found, "MALLOC_CONF": settings}
+    return {"LD_PRELOAD": found, "MALLOC_CONF": f"{_MALLOC},dirty_decay_ms:30000"}
+
+
+def brief() -> dict[str, str]:
+    """The environment of a process that ends with its work: it gives no memory back before.
+
+    What a step has freed the next one needs again; in between it would be cleared by the kernel, page by
+    page.
+    """
+    return {"MALLOC_CONF": f"{_MALLOC},dirty_decay_ms:-1"} if _preloaded() else {}
 
 
 def hand_on(values: Mapping[str, str]) -> None:

@@ -62,7 +62,7 @@ def measured(module: str, job: Job) -> dict[str, Any]:
                 module,
                 str(source),
                 str(target),
-                environment={} if module == STUDIO else PEERS,
+                environment=processes.brief() if module == STUDIO else PEERS,
                 stdout=file,
                 stderr=subprocess.STDOUT,
             )

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from app import methods
-from app.processes import start
+from app import methods, processes
 from tests import tiny
 from tests.engine import MACHINE, Setup, rows
 from worker import evaluate, lanes, learn, packing, train
@@ -165,6 +164,10 @@ def test_what_is_started_has_the_better_allocator_where_there_is_one() -> None:
     import ctypes.util
     import subprocess
 
-    child = start("tests.mapped", stdout=subprocess.PIPE)
+    child = processes.start("tests.mapped", stdout=subprocess.PIPE)
     said, _ = child.communicate(timeout=60)
-    assert said.strip() == str(ctypes.util.find_library("jemalloc") is not None)
+    there = ctypes.util.find_library("jemalloc") is not None
+    assert said.split()[0] == str(there)
+    brief = processes.start("tests.mapped", environment=processes.brief(), stdout=subprocess.PIPE)
+    told, _ = brief.communicate(timeout=60)
+    assert ("dirty_decay_ms:-1" in told) == ("dirty_decay_ms:30000" in said) == there

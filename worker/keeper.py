@@ -74,8 +74,17 @@ class Keeper(threading.Thread):
         file = storage.log_file(f"{module}-{self.worker.id}").open("a")
         with file:
             return processes.start(
-                module, *arguments, stdin=subprocess.PIPE, stdout=file, stderr=subprocess.STDOUT
+                module,
+                *arguments,
+                environment=self.variables(),
+                stdin=subprocess.PIPE,
+                stdout=file,
+                stderr=subprocess.STDOUT,
             )
+
+    def variables(self) -> dict[str, str]:
+        """Of a child's environment, in place of this process's."""
+        return {}
 
     def tell(self, child: Child, line: str) -> bool:
         """Write a line to the child; false if it is gone."""

@@ -53,6 +53,10 @@ class Tuner(Keeper):
         self.rehearsal: tuple[Child, str] | None = None  # with its key
         self.swept = self.told = 0.0
 
+    def variables(self) -> dict[str, str]:
+        """Each child ends with its run, and all its memory is free then."""
+        return processes.brief()
+
     def look(self) -> None:
         """Beat, sweep every few seconds, reap children that ended, claim what fits."""
         self._beat()
