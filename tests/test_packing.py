@@ -25,6 +25,23 @@ def test_order_is_a_permutation_that_seed_and_epoch_alone_decide() -> None:
     assert packing.order(8, 7, 0) == [4, 1, 6, 3, 2, 7, 5, 0]
 
 
+def test_padded_rows_have_examples_of_like_length_in_an_order_that_stays_random() -> None:
+    sizes = [1 + 7 * place % 101 for place in range(101)]
+    examples = [Row([5] * size, [2]) for size in sizes]
+    order = packing.order(101, 7, 0)
+    found = packing.of_like_length(order, examples, 4)
+    assert sorted(found) == sorted(order)
+    assert found == packing.of_like_length(order, examples, 4)
+    assert found[100:] == order[100:]  # the smaller step stays the last one
+    steps = [[sizes[index] for index in found[at : at + 4]] for at in range(0, 100, 4)]
+    before = [[sizes[index] for index in order[at : at + 4]] for at in range(0, 100, 4)]
+    apart = [sum(max(step) - min(step) for step in every) for every in (steps, before)]
+    assert apart[0] < 0.3 * apart[1]
+    assert [max(step) for step in steps[:8]] != sorted(max(step) for step in steps[:8])
+    for window in range(0, 100, 32):  # no example has gone further than its window
+        assert set(found[window : window + 32]) == set(order[window : window + 32])
+
+
 def test_shared_prefix_leaves_the_last_token_of_every_prompt() -> None:
     assert packing.shared_prefix(EXAMPLES) == 3
     assert packing.shared_prefix([EXAMPLES[0]]) == 4

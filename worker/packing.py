@@ -12,6 +12,8 @@ from torch import Tensor
 
 from worker import grouping, layouts
 
+WINDOW = 8  # steps whose examples are sorted by length together, where rows are padded
+
 
 class Example(Protocol):
     """Anything with the token ids of a prompt and of its answer, such as `prompts.Row`."""
@@ -66,6 +68,28 @@ def order(num_rows: int, seed: int, epoch: int) -> list[int]:
     """
     draws = numpy.random.Philox(key=[seed % 2**64, epoch]).random_raw(num_rows)
     return [int(index) for index in numpy.argsort(draws, kind="stable")]
+
+
+def of_like_length(order: Sequence[int], examples: Sequence[Example], size: int) -> list[int]:
+    """The order with examples of about the same length in each step of `size`, for rows that are padded.
+
+    Windows of several steps are sorted by length; which of their steps comes first stays as random as the
+    order was. The last step, where it is a smaller one, is left as it is.
+    """
+    found: list[int] = []
+    whole = len(order) // size * size
+    for first in range(0, whole, WINDOW * size):
+        window = order[first : min(first + WINDOW * size, whole)]
+        drawn = {index: place for place, index in enumerate(window)}
+        lengths = {
+            index: len(examples[index].prompt_ids) + len(examples[index].answer_ids)
+            for index in window
+        }
+        by_length = sorted(window, key=lengths.__getitem__)
+        steps = [by_length[at : at + size] for at in range(0, len(window), size)]
+        for step in sorted(steps, key=lambda step: min(map(drawn.__getitem__, step))):
+            found += step
+    return [*found, *order[whole:]]
 
 
 def shared_prefix(examples: Sequence[Example]) -> int:
