@@ -394,7 +394,7 @@ def of(db: Session) -> Experiment:
     points.record(db, done.id, 1, [measured(0, "validation", loss=3.0), measured(1), measured(20)])
     score = {"metrics": {"accuracy": 0.9, "macro_f1": 0.85}, "primary": "accuracy", "num_test": 15}
     made = {"precision": "float32", "trainable_parameters": 5000, "total_parameters": 1_000_000}
-    made |= {"peak_memory_mb": 900.0, "size_bytes": 12_000}
+    made |= {"peak_memory_mb": 900.0, "size_bytes": 12_000, "products": "float32"}
     runs.finish(db, done.id, 1, scores=score, figures=made, best_loss=0.5, best_step=20)
     failed = factories.run(db, of, method="full", state="running", num_steps=20)
     points.record(db, failed.id, 1, [measured(1, loss=math.nan)])
@@ -566,6 +566,8 @@ def test_a_runs_page_has_parameters_figures_and_history(
     page = unescape(browser.get(f"/runs/{by['lora'].id}").text)
     for words in ("Learning rate", "0.0005", "all-linear", "12.0 kB", "5,000", "Finished."):
         assert words in page
+    computed = re.search(r"Precision of computing</dt>\s*<dd[^>]*>\s*float32", page)
+    assert computed
     assert "The loss was no number." in browser.get(f"/runs/{by['full'].id}").text
     assert browser.get("/runs/nothing").status_code == 404
 

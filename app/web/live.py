@@ -20,7 +20,8 @@ FIGURES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "peak_memory_mb": ("Peak memory", formats.memory),
     "tokens_per_second": ("Tokens per second", formats.number),
     "device": ("Device", str),
-    "precision": ("Precision", str),
+    "precision": ("Precision of frozen weights", str),
+    "products": ("Precision of computing", str),
     "threads": ("Threads", formats.number),
 }
 
