@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from app import pace
 from app.draws import Row, Work
-from app.lengths import Lengths, allowed
+from app.lengths import Lengths
 from app.methods import Method
 from app.tables import BaseModel
 
@@ -191,44 +192,44 @@ def train_seconds(
 def other_seconds(
     base_model: BaseModel,
     method: Method,
+    params: Any,
     lengths: Lengths,
     held_out: tuple[int, int],
     looks: int,
     machine: Machine,
 ) -> float:
-    """Loading, looks at the validation loss, and answers to the test examples.
+    """Loading, looks at the validation examples, and answers to the test examples.
 
     `held_out`: how many validation and test examples there are.
     """
     narrow = bool(method.quantizes or base_model.quantization)
-    written = sum(answer for _, answer in lengths.rows) / len(lengths.rows)
-    products = _answered(base_model, lengths, held_out, looks, WRITING[narrow] * written)
+    answered = held_out[1]
+    if params.keep_by == "score":
+        answered += looks * min(held_out[0], pace.ANSWERED)
+    read = looks * held_out[0] + held_out[1]
+    products = _held_out_products(base_model, lengths, read, answered, narrow)
     return START_SECONDS[narrow] + products / SPEED[machine.gpu]
 
 
 def base_seconds(
     base_model: BaseModel, lengths: Lengths, held_out: tuple[int, int], machine: Machine
 ) -> float:
-    """One look and the answers of the base model as it is: it writes on until it may no longer."""
+    """One look and the answers of the base model as it is, which is loaded, not saved."""
     narrow = bool(base_model.quantization)
-    written = WRITING[narrow] * allowed(max(answer for _, answer in lengths.rows))
-    products = _answered(base_model, lengths, held_out, 1, written)
+    products = _held_out_products(base_model, lengths, sum(held_out), held_out[1], narrow)
     return START_SECONDS[narrow] / 2 + products / SPEED[machine.gpu]
 
 
-def _answered(
-    base_model: BaseModel,
-    lengths: Lengths,
-    held_out: tuple[int, int],
-    looks: int,
-    written: float,
+def _held_out_products(
+    base_model: BaseModel, lengths: Lengths, read: int, answered: int, narrow: bool
 ) -> float:
-    """Products of reading the held-out examples and writing so many tokens for each of the test's."""
-    shapes = base_model.shapes
+    """Of reading so many examples for their loss, and answering so many: each token written counts
+    as several that are read."""
+    shapes, linear = base_model.shapes, linear_values(base_model.shapes)
     mean = sum(lengths.totals()) / len(lengths.rows) - lengths.shared
-    linear = linear_values(shapes)
-    read = linear * mean * (held_out[0] * looks + held_out[1] * 2)
-    return float(read + held_out[1] * written * (linear + shapes["vocabulary"] * shapes["hidden"]))
+    written = WRITING[narrow] * sum(answer for _, answer in lengths.rows) / len(lengths.rows)
+    each = linear + shapes["vocabulary"] * shapes["hidden"]
+    return float(linear * mean * (read + answered) + each * written * answered)
 
 
 def disk_bytes(base_model: BaseModel, method: Method, params: Any) -> int:

@@ -151,7 +151,7 @@ def _on(
     reckoned = Reckoned(
         *_split(memory),
         arithmetic.train_seconds(base_model, method, params, work, machine),
-        arithmetic.other_seconds(base_model, method, long, held_out, looks, machine),
+        arithmetic.other_seconds(base_model, method, params, long, held_out, looks, machine),
         arithmetic.base_seconds(base_model, long, held_out, machine)
         if asked.measures_base
         else 0.0,

@@ -41,11 +41,6 @@ class _Rows:
         return hash(self.dataset.id)
 
 
-def allowed(longest: int) -> int:
-    """Tokens that an answer may take when it is scored, by the longest known one."""
-    return longest + max(8, longest // 4)
-
-
 def of(base_model: BaseModel, dataset: Dataset, template: str, labels: Sequence[str]) -> Lengths:
     """Counted with the base model's own tokenizer, or estimated where that is not possible."""
     try:

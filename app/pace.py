@@ -5,6 +5,7 @@ import math
 from app.methods import Params
 
 LOOKS = 10  # at the validation loss, unless an interval is set
+ANSWERED = 64  # validation examples at most, where a look scores answers, too
 NO_LOOK = 10_000  # an interval that none of a few steps reaches
 
 

@@ -62,7 +62,7 @@ class Setup:
         )
 
     def going(
-        self, examples: list[Row] | None = None, *, look_first: bool = False
+        self, examples: list[Row] | None = None, **how: Any
     ) -> Iterable[Measured | train.Tick]:
         """Training that goes on as it is asked to."""
         examples = rows() if examples is None else examples
@@ -76,7 +76,7 @@ class Setup:
             self.machine,
             self.state,
             usual_rates=self.method.usual_rates,
-            look_first=look_first,
+            **how,
             group=self.group,
         )
 

@@ -122,14 +122,16 @@ def test_a_prefix_in_a_row_of_its_own_is_part_of_the_forecast(gpu: bool) -> None
 
 
 def test_writing_takes_longer_than_reading_and_longer_still_from_4_bits() -> None:
-    def seconds(key: str, answer: int, looks: int = 10) -> float:
-        base_model = BaseModel(shapes=SMOLLM2, quantization=None)
+    def seconds(key: str, answer: int, looks: int = 10, **how: Any) -> float:
+        base_model, method = BaseModel(shapes=SMOLLM2, quantization=None), methods.get(key)
         texts = Lengths(((100 - answer, answer),) * 9, (), 5)
-        return arithmetic.other_seconds(base_model, methods.get(key), texts, (10, 10), looks, CPU)
+        params = method.schema(**how)
+        return arithmetic.other_seconds(base_model, method, params, texts, (10, 10), looks, CPU)
 
     short, long = (seconds("lora", answer) for answer in (5, 50))
     assert seconds("qlora", 50) - seconds("qlora", 5) > 1.5 * (long - short) > 0
     assert seconds("lora", 5, looks=2) < short
+    assert seconds("lora", 5, keep_by="score") > 1.5 * short  # each look answers them, too
 
 
 def test_logits_of_a_long_row_are_there_in_pieces() -> None:

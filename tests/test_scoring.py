@@ -87,6 +87,22 @@ def test_a_method_crippled_on_purpose_gets_the_right_verdict(db: Session, model:
     assert able.figures["size_bytes"] > 0
 
 
+def test_the_best_state_may_be_told_by_the_score_of_answers(db: Session, model: Path) -> None:
+    of = small.experiment(db, model)
+    by_loss = _finished(db, of, "full", num_epochs=3)
+    run = _finished(db, of, "full", num_epochs=3, keep_by="score")
+    told = [line for line in small.said(run.id) if line.startswith("Accuracy of 20 validation")]
+    scores = [float(line.split(": ")[1].rstrip(".")) for line in told]
+    looks = [point for point in small.curve(run.id) if point[0] == "validation"]
+    assert len(scores) == len(looks) == 10
+    best = max(range(10), key=lambda place: (scores[place], -looks[place][2]))  # type: ignore[operator]
+    assert run.best_step == looks[best][1]
+    assert small.curve(run.id) == small.curve(
+        by_loss.id
+    )  # answering changes nothing of the training
+    assert not any("validation examples:" in line for line in small.said(by_loss.id))
+
+
 @pytest.mark.parametrize("key", ["full", "prompt_tuning"])
 @pytest.mark.parametrize("plain", [False, True], ids=["packed", "plain"])
 def test_the_choice_is_the_label_with_the_highest_probability_of_all_its_tokens(

@@ -115,6 +115,17 @@ def test_looks_at_the_validation_loss(folder: Path) -> None:
     assert [point.step for point in only("validation", points)] == [0, 4, 6]
 
 
+def test_a_score_tells_the_best_state_and_the_loss_where_scores_are_equal(folder: Path) -> None:
+    setup = Setup(folder, "lora", validation_interval=1, num_epochs=3, patience=2)
+    scores = iter([0.5, 0.9, 0.9, 0.7, 0.8])
+    points = only("validation", setup.points(score=lambda: next(scores)))
+    losses = [point.loss or 0.0 for point in points]
+    assert losses == sorted(losses, reverse=True)  # by the loss the last one would be the best
+    assert len(losses) == 5  # two looks without a better score end it
+    state = setup.state
+    assert (state.best_step, state.best_score, state.best_loss) == (3, 0.9, losses[2])
+
+
 @pytest.mark.parametrize("machine", [MACHINE, NARROW], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("key", methods.METHODS)
 def test_a_resumed_run_is_the_same_bit_for_bit(

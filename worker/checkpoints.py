@@ -35,13 +35,17 @@ class State:
     paired: bool = False  # whether two rows are worked on at a time
     step: int = 0
     looked: int = -1  # the last step whose validation loss is known
-    best_loss: float | None = None
+    best_loss: float | None = None  # of the best state
+    best_score: float | None = None  # likewise, where answers are scored
     best_step: int = 0
     seconds: float = 0.0  # of training alone
     tokens: int = 0
     skipped: int = 0  # steps in a row that were not applied
-    stale: int = 0  # looks in a row at the validation loss that were not better
-    NUMBERS = ("step", "looked", "best_loss", "best_step", "seconds", "tokens", "skipped", "stale")
+    stale: int = 0  # looks in a row that were not better
+    NUMBERS = (
+        *("step", "looked", "best_loss", "best_score", "best_step"),
+        *("seconds", "tokens", "skipped", "stale"),
+    )
 
     def numbers(self) -> dict[str, Any]:
         """The position, fit for JSON."""
@@ -79,7 +83,7 @@ class State:
             value.data.copy_(distributed.part(tensors[f"value.{name}"], value))
             optimizers.restore(self.optimizer, value, moments[name])
         for name in self.NUMBERS:
-            setattr(self, name, numbers.get(name, 0) if name == "stale" else numbers[name])
+            setattr(self, name, numbers.get(name) if name == "best_score" else numbers[name])
 
 
 class Found(NamedTuple):

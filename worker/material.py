@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from app import base_models, database, datasets, files, fingerprints, lengths, methods, prompts
+from app import base_models, database, datasets, files, fingerprints, methods, prompts
 from app.examples import Example
 from app.tables import Experiment, Run
 
@@ -14,6 +14,7 @@ class Material(NamedTuple):
     train: list[Any]
     validation: list[Any]
     test: list[Any]
+    validation_examples: list[Example]
     test_examples: list[tuple[int, Example]]  # index in the dataset, and the example itself
     num_cut: int
 
@@ -51,11 +52,12 @@ def gather(run: Run, examples: Sequence[Example] | None = None) -> Material:
         for part in ("train", "validation", "test")
     }
     cut = sum(row.cut > 0 for part in rows.values() for row in part)
+    held = [examples[index] for index in experiment.split["validation"]]
     tests = [(index, examples[index]) for index in experiment.split["test"]]
-    return Material(rows["train"], rows["validation"], rows["test"], tests, cut)
+    return Material(rows["train"], rows["validation"], rows["test"], held, tests, cut)
 
 
 def longest_answer(experiment: Experiment, material: Material) -> int:
     """Tokens that an answer may take when scored: the longest known one and some to spare."""
     known = max(len(row.answer_ids) for row in [*material.train, *material.validation])
-    return lengths.allowed(known)
+    return known + max(8, known // 4)

@@ -159,8 +159,9 @@ class Recorder:
         """After the last step: save what the run leaves, and see that every machine can have it."""
         run, best = self.job.run, storage.tuned_model_folder(self.job.run.id)
         if self.state.stale and self.state.step < (run.num_steps or 0):
+            what = "loss" if self.state.best_score is None else "score"
             self.job.tell(
-                f"Training ended early at step {self.state.step} of {run.num_steps}: the validation loss "
+                f"Training ended early at step {self.state.step} of {run.num_steps}: the validation {what} "
                 f"has not improved for {self.state.stale} looks. The best state is that of step "
                 f"{self.state.best_step}."
             )

@@ -24,6 +24,7 @@ from app import (
 from app.errors import LostClaim
 from app.tables import Run
 from worker import (
+    answering,
     backbones,
     checkpoints,
     distributed,
@@ -87,7 +88,7 @@ def _describe(job: Job) -> None:
         **job.run.figures,
         "versions": receipts.versions(),
         "precision": machine.dtype,
-        "products": machine.products,
+        "products": machine.products or machine.dtype,
         "device": machine.name,
         "devices": job.group.size,
         "device_kind": machine.device,
@@ -144,6 +145,7 @@ def _train(job: Job) -> None:
         job.machine,
         state,
         usual_rates=job.method.usual_rates,
+        score=answering.judge(job, model, soft_prefix),
         group=job.group,
     )
     beside = Samples(job, model, soft_prefix, state).beside(going)

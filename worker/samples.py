@@ -4,13 +4,12 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from app import database, files, prompts, samples
 from app.examples import Example
 from app.points import Measured
-from worker import backbones, evaluate
+from worker import answering, backbones
 from worker.checkpoints import State
 from worker.job import Job
 from worker.material import longest_answer
@@ -79,7 +78,6 @@ class Samples:
         self.took = time.monotonic() - started
 
     def _texts(self) -> list[str]:
-        """The likeliest answers. Neither the model's mode nor the chance of its dropout is changed."""
         job = self.job
         experiment = job.run.experiment
         formatter = prompts.formatter(files.base_model(experiment.base_model_id))
@@ -95,16 +93,7 @@ class Samples:
             for input in experiment.watch
         ]
         most = min(MOST_TOKENS, longest_answer(experiment, job.material))
-        found: dict[int, str] = {}
-        devices = [self.model.device] if job.machine.device == "cuda" else []
-        with (
-            torch.random.fork_rng(devices),
-            evaluate.evaluating(self.model),
-            backbones.compute(job.machine),
-        ):
-            for ended in evaluate.answers(
-                self.model, self.soft_prefix, ids, formatter.stop_ids, most, job.machine
-            ):
-                job.watch.check()
-                found |= {one.prompt: formatter.decode(one.ids) for one in ended}
-        return [found[place] for place in range(len(ids))]
+        with backbones.compute(job.machine):
+            return answering.texts(
+                job, self.model, self.soft_prefix, ids, most, lambda _: job.watch.check()
+            )

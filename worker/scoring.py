@@ -9,7 +9,7 @@ import torch
 
 from app import database, files, methods, prompts, runs
 from app.comparison import baselines, certainty, scores
-from worker import backbones, choices, evaluate, latency, obstacles
+from worker import answering, backbones, choices, evaluate, latency, obstacles
 from worker.job import Job
 from worker.material import longest_answer
 
@@ -197,16 +197,10 @@ def _losses(
 
 
 def _answers(job: Job, model: Any, soft_prefix: torch.Tensor | None, of: str) -> list[str]:
-    experiment = job.run.experiment
-    formatter = prompts.formatter(files.base_model(experiment.base_model_id))
     ids = [list(row.prompt_ids) for row in job.material.test]
-    texts: dict[int, str] = {}
+    most = longest_answer(job.run.experiment, job.material)
     tell = _progress(job, f"Scoring {of}: answers", len(ids))
-    most = longest_answer(experiment, job.material)
-    for ended in evaluate.answers(model, soft_prefix, ids, formatter.stop_ids, most, job.machine):
-        texts |= {answer.prompt: formatter.decode(answer.ids) for answer in ended}
-        tell(len(texts))
-    return [texts[index] for index in range(len(ids))]
+    return answering.texts(job, model, soft_prefix, ids, most, tell)
 
 
 def _progress(job: Job, doing: str, total: int) -> Callable[[int], None]:

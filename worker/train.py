@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy
@@ -15,14 +15,12 @@ from app import pace
 from app.errors import StudioError
 from app.methods import Params
 from app.points import Measured
-from worker import distributed, evaluate, lanes, learn, obstacles, optimizers, packing
+from worker import distributed, evaluate, lanes, learn, obstacles, optimizers, packing, signs
 from worker.backbones import num_virtual
 from worker.checkpoints import State
 from worker.distributed import ALONE, Group
 from worker.hardware import Hardware, peak_memory_mb
 from worker.packing import Example
-
-PATIENCE = 3  # steps in a row that may come out as no number before training gives up
 
 
 class Tick(NamedTuple):
@@ -76,18 +74,19 @@ def train(
     *,
     usual_rates: tuple[float, float],
     look_first: bool = False,
+    score: Callable[[], float] | None = None,
     group: Group = ALONE,
 ) -> Iterator[Measured | Tick]:
     """Train from `state` to the end, yielding a point for every step and for every look at the
     validation loss, and a tick after every row: whoever stops asking has stopped the training.
 
     `state` is current at every yield; after a validation point, `state.best_step` equals its step
-    if it is the best so far. `look_first` looks before the first step too, which is never the best:
-    what is kept has been trained. Raises StudioError when the loss stays no number.
+    if it is the best so far: by `score` if that is given, and by the loss. `look_first` looks before the
+    first step too, which is never the best: what is kept has been trained. Raises StudioError when the loss stays no number.
 
     Where a `group` of processes shares the run, each calls this; the points are the same in all.
     """
-    run = _Run(model, soft_prefix, examples, validation, params, seed, machine, state, group)
+    run = _Run(model, soft_prefix, examples, validation, params, seed, machine, state, group, score)
     look_after = pace.looks(run.total, params) | ({0} if look_first else set())
     model.train()
     while True:
@@ -96,8 +95,10 @@ def train(
         if state.step >= run.total or run.is_stale:
             return
         yield from _step(run)
-        if state.skipped >= PATIENCE:
-            raise StudioError(_no_number(run, usual_rates))
+        if state.skipped >= signs.PATIENCE:
+            raise StudioError(
+                signs.no_number(state.step, run.total, params.learning_rate, usual_rates)
+            )
 
 
 class _Run(NamedTuple):
@@ -112,6 +113,7 @@ class _Run(NamedTuple):
     machine: Hardware
     state: State
     group: Group
+    score: Callable[[], float] | None
 
     @property
     def per_epoch(self) -> int:
@@ -123,7 +125,7 @@ class _Run(NamedTuple):
 
     @property
     def is_stale(self) -> bool:
-        """Whether the validation loss has not improved for as many looks as were to be waited."""
+        """Whether nothing has improved for as many looks as were to be waited."""
         return 0 < self.params.patience <= self.state.stale
 
 
@@ -132,8 +134,10 @@ def _step(run: _Run) -> Iterator[Measured | Tick]:
     state, params = run.state, run.params
     epoch, place = divmod(state.step, run.per_epoch)
     size = params.batch_size * params.accumulate_steps
-    order = packing.order(len(run.examples), run.seed, epoch)[place * size : (place + 1) * size]
-    chosen = [run.examples[index] for index in order]
+    order = packing.order(len(run.examples), run.seed, epoch)
+    if state.obstacle:
+        order = packing.of_like_length(order, run.examples, size)
+    chosen = [run.examples[index] for index in order[place * size : (place + 1) * size]]
     targets = sum(len(example.answer_ids) for example in chosen)
     tokens = targets + sum(len(example.prompt_ids) for example in chosen)
     virtual = num_virtual(run.soft_prefix)
@@ -201,7 +205,7 @@ def _update(state: State, learning_rate: float, longest: float, loss: float) -> 
 
 
 def _look(run: _Run) -> Iterator[Measured | Tick]:
-    """Measure the validation loss and note whether it is the best so far."""
+    """Measure the validation loss, and the score, and note whether the state is the best so far."""
     state = run.state
     found: list[evaluate.Loss] = []
     plain = bool(state.obstacle)
@@ -214,10 +218,12 @@ def _look(run: _Run) -> Iterator[Measured | Tick]:
         sum(one.total for one in found), sum(one.tokens for one in found)
     )
     loss = total / max(1, tokens)
-    state.looked = state.step
     known = math.isfinite(loss)
-    if known and state.step and (state.best_loss is None or loss < state.best_loss):
-        state.best_loss, state.best_step, state.stale = loss, state.step, 0
+    score = run.score() if run.score and known else None
+    state.looked = state.step
+    if known and state.step and _is_better(state, loss, score):
+        state.best_loss, state.best_score, state.best_step = loss, score, state.step
+        state.stale = 0
     elif state.step:
         state.stale += 1
     yield Measured(
@@ -234,16 +240,10 @@ def _look(run: _Run) -> Iterator[Measured | Tick]:
     )
 
 
-def _no_number(run: _Run, usual: tuple[float, float]) -> str:
-    """Why training gave up, and what to do."""
-    chosen = run.params.learning_rate
-    likely = (
-        f"a learning rate of {chosen:g}, above what usually works ({usual[0]:g} to {usual[1]:g})"
-        if chosen > usual[1]
-        else f"unusual examples, or a learning rate too high for this model ({chosen:g})"
-    )
-    return (
-        f"Training stopped at step {run.state.step} of {run.total}: the loss or its gradient was not a "
-        f"number {PATIENCE} times in a row, and none of these steps was applied. Likely causes: {likely}. "
-        "Try again with a lower learning rate."
-    )
+def _is_better(state: State, loss: float, score: float | None) -> bool:
+    """Than the best so far: by the score where there is one, and where that is equal by the loss."""
+    if state.best_loss is None:
+        return True
+    if score is None or state.best_score is None or score == state.best_score:
+        return loss < state.best_loss
+    return score > state.best_score

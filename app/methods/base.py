@@ -52,7 +52,14 @@ class Params(pydantic.BaseModel):
         ge=0,
         le=100,
         title="Patience",
-        description="Looks in a row without a better validation loss after which training ends early; 0: never.",
+        description="Looks in a row without a better state after which training ends early; 0: never.",
+        json_schema_extra={"advanced": True},
+    )
+    keep_by: Literal["loss", "score"] = Field(
+        "loss",
+        title="Best state by",
+        description="What tells the best state, which is kept: the validation loss, or the score of answers to up "
+        "to 64 validation examples at each look, which takes longer.",
         json_schema_extra={"advanced": True},
     )
     warmup_share: float = Field(
