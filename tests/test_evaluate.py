@@ -8,8 +8,9 @@ import torch
 
 from app.errors import Invalid
 from tests import tiny
-from tests.engine import MACHINE, Setup, Tight, rows
-from worker import evaluate, generate
+from tests.engine import MACHINE, PREFIX, Setup, Tight, rows
+from worker import evaluate, generate, grouping, packing
+from worker.backbones import inner, num_virtual
 
 SHARP: dict[str, Any] = {"initializer_range": 0.15}
 # Attention of every place, of a window shorter or longer than the texts, of places learned one by
@@ -49,6 +50,16 @@ def moved(folder: Path, key: str) -> Setup:
     return setup
 
 
+def reading(setup: Setup) -> list[int]:
+    """How many places the model reads at a time, virtual tokens and padding among them, from now on."""
+    read: list[int] = []
+    first = inner(setup.model).model.layers[0]
+    first.register_forward_pre_hook(
+        lambda _layer, given: read.append(given[0].shape[:2].numel()),
+    )
+    return read
+
+
 def lost(setup: Setup, **how: Any) -> list[evaluate.Loss]:
     found = evaluate.losses(setup.model, setup.soft_prefix, rows(20), MACHINE, **how)
     return sorted(loss for some in found for loss in some)
@@ -81,6 +92,33 @@ def test_losses_come_row_by_row(folders: dict[str, Path]) -> None:
     together = [loss for part in some for loss in part]
     assert evaluate.mean(together) == pytest.approx(evaluate.mean(lost(setup, plain=False)))
     assert evaluate.mean([evaluate.Loss(0, 4.0, 1), evaluate.Loss(1, 2.0, 2)]) == 2.0
+
+
+@pytest.mark.parametrize("key", ["full", "lora", "prompt_tuning"])
+@pytest.mark.parametrize(
+    ("threads", "budget", "times"),
+    [(1, 100, 5), (2, 200, 5), (2, 1024, 2)],
+    ids=["one lane", "two lanes", "one row in each lane"],
+)
+def test_losses_read_what_all_examples_begin_with_once(
+    folders: dict[str, Path],
+    key: str,
+    threads: int,
+    budget: int,
+    times: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(grouping, "LEAST_LENT", 1)
+    setup = moved(folders["llama"], key)
+    machine = MACHINE._replace(threads=threads, budget=budget)
+    read = reading(setup)
+    some = list(evaluate.losses(setup.model, setup.soft_prefix, rows(48), machine, plain=False))
+    shared = packing.shared_prefix(rows(48))
+    assert shared == len(PREFIX)
+    own = sum(len(one.prompt_ids) + len(one.answer_ids) - 1 - shared for one in rows(48))
+    assert len(read) == times
+    assert sum(read) == num_virtual(setup.soft_prefix) + shared + own
+    assert sum(map(len, some)) == 48
 
 
 def one_by_one(
@@ -126,6 +164,20 @@ def test_answers_in_batches_are_those_of_each_prompt_alone(
     assert [found[index] for index in range(21)] == expected
     assert sum(map(len, steps)) == 21
     assert len(steps) > 8  # a sign of life after every token
+
+
+@pytest.mark.parametrize("key", ["full", "lora", "prompt_tuning"])
+def test_answers_read_what_all_prompts_begin_with_once(folders: dict[str, Path], key: str) -> None:
+    setup = moved(folders["llama"], key)
+    # Of one length, since padding is read too; one more than are answered at a time.
+    count = evaluate.BATCH["cpu"] + 1
+    prompts = [[*PREFIX, 40 + index, 64] for index in range(count)]
+    read = reading(setup)
+    steps = evaluate.answers(setup.model, setup.soft_prefix, prompts, set(), 3, MACHINE)
+    assert sum(len(answer.ids) for ended in steps for answer in ended) == 3 * count
+    common = num_virtual(setup.soft_prefix) + len(PREFIX)
+    # Each prompt's own two tokens, which give the answer's first, and then all but its last.
+    assert sum(read) == common + count * (2 + 3 - 1)
 
 
 def test_answers_keep_to_what_the_model_can_read(folders: dict[str, Path]) -> None:

@@ -249,6 +249,38 @@ def test_training_gives_up_when_the_loss_stays_no_number(folder: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("wrong", [float("inf"), float("nan")], ids=["infinite", "no number"])
+def test_a_gradient_that_is_no_number_is_not_applied_though_the_loss_is_one(
+    folder: Path, wrong: float
+) -> None:
+    setup = Setup(folder, "full", num_epochs=4, validation_interval=100)
+    added, broken = [0.0], (2, 3, 5, 6, 7)  # two in a row are got over, three are not
+    weight = setup.state.trained["lm_head.weight"]
+    weight.register_hook(lambda gradient: gradient + added[0])  # type: ignore[no-untyped-call]
+    points: list[Measured] = []
+    kept = [copies(setup.state.tensors())]
+
+    def follow() -> None:
+        for item in setup.going():
+            if isinstance(item, Measured):
+                points.append(item)
+                kept.append(copies(setup.state.tensors()))
+                added[0] = wrong if item.step + 1 in broken else 0.0
+
+    with pytest.raises(StudioError) as told:
+        follow()
+    assert "step 7 of 12" in told.value.message
+    assert [(point.kind, point.step) for point in points] == [("train", n) for n in range(1, 8)]
+    for point, before, after in zip(points, kept[:-1], kept[1:], strict=True):
+        fails = point.step in broken
+        assert (point.loss is None, point.grad_norm is None) == (fails, fails)
+        assert same(before, after) is fails  # weights and what the optimizer keeps
+
+
+def copies(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in values.items()}
+
+
 @pytest.mark.parametrize("key", ["full", "prompt_tuning"])
 def test_models_that_cannot_take_packed_rows_are_trained_too(tmp_path: Path, key: str) -> None:
     folder = tiny.model(tmp_path, architecture="bloom", n_head=4, initializer_range=0.15)

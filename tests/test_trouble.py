@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from app import database, processes, runs
 from app.tables import Run
+from tests import tiny
 from tests.faults import small
 from tests.test_resume import _quick, attempt, check, model, stop, whole  # noqa: F401
 from worker import learn, relief, train
@@ -145,6 +146,24 @@ def test_steps_that_are_no_numbers_are_not_applied_and_end_the_run_with_its_last
     assert "What was measured before is kept, and the checkpoint of step" in error
     losses = [point[2] for point in small.curve(run.id) if point[0] == "train"]
     assert losses[5:] == [None] * 3
+    check()
+
+
+def test_a_run_whose_model_cannot_be_given_packed_rows_says_so_once_and_trains(
+    db: Session, tmp_path: Path
+) -> None:
+    bloom = tiny.model(tmp_path / "bloom", architecture="bloom", n_head=4, initializer_range=0.15)
+    run = small.run(db, small.experiment(db, bloom), "full")
+    attempt(run.id, {12: stop("ending")})
+    attempt(run.id)
+    assert small.now(run.id).state == "succeeded", small.said(run.id)
+    with database.reading() as reader:
+        told = [e for e in runs.history(reader, run.id) if "packed rows" in e.message]
+    assert [event.level for event in told] == ["warning"]
+    assert "BloomForCausalLM has an attention of its own" in told[0].message
+    assert "Training uses plain padded rows, which give the same result" in told[0].message
+    losses = [point[2] for point in small.curve(run.id) if point[0] == "validation"]
+    assert losses[-1] < losses[0]  # type: ignore[operator]
     check()
 
 
