@@ -20,6 +20,7 @@ from app.storage import Path
 from worker import distributed, optimizers
 
 VALUES, NUMBERS = "values.safetensors", "state.json"
+LATER = {"stale": 0, "best_score": None}  # what the first checkpoints did not have
 
 
 @dataclass
@@ -83,7 +84,7 @@ class State:
             value.data.copy_(distributed.part(tensors[f"value.{name}"], value))
             optimizers.restore(self.optimizer, value, moments[name])
         for name in self.NUMBERS:
-            setattr(self, name, numbers.get(name) if name == "best_score" else numbers[name])
+            setattr(self, name, {**LATER, **numbers}[name])
 
 
 class Found(NamedTuple):
