@@ -128,6 +128,27 @@ def test_answers_in_batches_are_those_of_each_prompt_alone(
     assert len(steps) > 8  # a sign of life after every token
 
 
+def test_whether_prompts_share_their_beginning_is_told_beforehand(
+    folders: dict[str, Path],
+) -> None:
+    prompts = [list(row.prompt_ids) for row in rows(3)]
+
+    def sharing(most: int) -> list[str]:
+        setups = {name: Setup(folder, "full") for name, folder in folders.items()}
+        return [
+            name
+            for name, setup in setups.items()
+            if evaluate.shares(setup.model, None, prompts, most)
+        ]
+
+    assert sharing(8) == ["llama", "gemma3_text", "gpt2", "bloom"]
+    assert sharing(100) == ["llama", "gpt2", "bloom"]  # longer than the window
+    setup = Setup(folders["llama"], "full")
+    setup.model.train()
+    assert evaluate.shares(setup.model, None, prompts, 8)
+    assert setup.model.training
+
+
 def test_answers_keep_to_what_the_model_can_read(folders: dict[str, Path]) -> None:
     setup = moved(folders["llama"], "full")
     prompts = [[1, *range(5, 250), *range(5, 250), *range(5, 22)], [1, 5]]

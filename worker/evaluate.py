@@ -127,7 +127,7 @@ def answers(
     _, cache = read(
         model, soft_prefix, torch.tensor([begin], dtype=torch.long, device=machine.device)
     )
-    exact = _pads(cache, virtual + max(map(len, prompts)) + max_new_tokens)
+    exact = _pads(cache, virtual, prompts, max_new_tokens)
     if not exact:
         common = 0
     start = Start(cache, virtual + common) if exact and virtual + common else None
@@ -145,12 +145,23 @@ class Start(NamedTuple):
     places: int
 
 
-def _pads(cache: Any, longest: int) -> bool:
+def shares(
+    model: Any, soft_prefix: Tensor | None, prompts: Sequence[Sequence[int]], max_new_tokens: int
+) -> bool:
+    """Whether `answers` can read what all these prompts begin with once: found out by reading one token."""
+    word = torch.tensor([prompts[0][:1]], dtype=torch.long, device=inner(model).device)
+    with evaluating(model):
+        _, cache = read(model, soft_prefix, word)
+    return _pads(cache, num_virtual(soft_prefix), prompts, max_new_tokens)
+
+
+def _pads(cache: Any, virtual: int, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> bool:
     """Whether padding between what is cached and what is read next changes nothing.
 
     It does where a layer looks back a number of places smaller than the longest text, or is no
     attention at all.
     """
+    longest = virtual + max(map(len, prompts)) + max_new_tokens
     return all(
         type(layer) is DynamicLayer or getattr(layer, "sliding_window", 0) > longest
         for layer in cache.layers

@@ -124,6 +124,8 @@ def _train(job: Job) -> None:
     state = train.begin(model, soft_prefix, job.material.train, job.params, job.machine)
     if state.obstacle and job.run.attempt == 1:
         job.tell(state.obstacle, "warning")
+    if job.run.attempt == 1 and (why := scoring.unshared(job, model, soft_prefix)):
+        job.tell(why)
     resume(job, state)
     job.run.figures |= {
         "trainable_parameters": sum(value.numel() for value in state.trained.values()),
