@@ -87,6 +87,7 @@ def test_a_run_out_of_memory_goes_on_with_half_the_batch_then_with_checkpointing
     assert budgets == sorted(budgets, reverse=True)
     assert budgets[0] >= found.figures["longest_tokens"] == budgets[-1]
     assert found.figures["gradient_checkpointing"] is True
+    assert found.figures["prompts_at_once"] == max(1, 16 >> len(set(budgets)))
     said = "\n".join(small.said(run.id))
     assert f"ran out of memory at step {begun.step}" in said
     assert "half the batch at a time and twice the accumulation" in said
@@ -124,7 +125,7 @@ def test_what_the_kernel_ends_for_want_of_memory_goes_on_with_less(
         own.commit()
     found = relief.find(small.now(run.id))
     assert found is not None
-    assert found[0] == {"token_budget": 80}  # four examples at most, now two
+    assert found[0]["token_budget"] == 80  # four examples at most, now two
     assert "rows of at most 80 tokens instead of 160" in found[1]
 
 

@@ -20,8 +20,6 @@ from worker.generate import read, room
 from worker.hardware import Hardware
 from worker.packing import Example, Packed
 
-BATCH = {"cpu": 16, "cuda": 64}  # prompts answered at a time
-
 
 class Loss(NamedTuple):
     """Of one example: the summed loss of its answer's tokens, in nats, and how many they are."""
@@ -131,7 +129,7 @@ def answers(
     if not exact:
         common = 0
     start = Start(cache, virtual + common) if exact and virtual + common else None
-    for members in _batches(prompts, BATCH[machine.device], cache, exact):
+    for members in _batches(prompts, machine.prompts_at_once, cache, exact):
         rest = [list(prompts[index][common:]) for index in members]
         most = [limits[index] for index in members]
         for ended in _answer(model, soft_prefix, rest, most, stop_ids, start):

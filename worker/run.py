@@ -93,6 +93,7 @@ def _describe(job: Job) -> None:
         "device_kind": machine.device,
         "threads": machine.threads,
         "token_budget": machine.token_budget,
+        "prompts_at_once": machine.prompts_at_once,
         "train_rows": len(material.train),
         "longest_tokens": job.method.virtual_tokens(job.params)
         + max(len(row.prompt_ids) + len(row.answer_ids) for row in material.train),
