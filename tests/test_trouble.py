@@ -8,7 +8,7 @@ import pytest
 import torch
 from sqlalchemy.orm import Session
 
-from app import database, processes, runs
+from app import database, runs
 from app.tables import Run
 from tests.faults import small
 from tests.test_resume import _quick, attempt, check, model, stop, whole  # noqa: F401
@@ -114,11 +114,10 @@ def test_where_nothing_helps_the_run_fails_in_words(
     check()
 
 
-def test_what_the_kernel_ends_for_want_of_memory_goes_on_with_less(
+def test_half_the_batch_is_half_of_what_a_step_has_however_much_a_row_may_hold(
     db: Session,
     model: Path,  # noqa: F811
 ) -> None:
-    assert processes.memory_kills() >= 0
     run = small.run(db, small.experiment(db, model), "lora")
     with database.session() as own:
         own.get_one(Run, run.id).figures = {"token_budget": 1024, "longest_tokens": 40}
