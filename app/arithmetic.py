@@ -41,10 +41,11 @@ WHOLE_AROUND = {False: 5.9, True: 0.0}
 # cores that are fast in bf16; a GPU's is a guess on the low side.
 SPEED = {False: 1.2e11, True: 3e13}
 UPDATES = {False: 1e9, True: 5e10}  # trained values moved a second, by the optimizer
+BEGIN_SECONDS = 3.0  # of training: the first step, beside the next process that gets ready
 # By whether weights are held in 4 bits: seconds to load and save, and how many times as long as to read
 # a token it takes to write one, in passes of few tokens; fitted to runs on two cores.
-START_SECONDS = {False: 8.0, True: 18.0}
-WRITING = {False: 20, True: 34}
+START_SECONDS = {False: 8.0, True: 14.0}
+WRITING = {False: 10, True: 26}
 
 
 class Machine(NamedTuple):
@@ -214,10 +215,10 @@ def other_seconds(
 def base_seconds(
     base_model: BaseModel, lengths: Lengths, held_out: tuple[int, int], machine: Machine
 ) -> float:
-    """One look and the answers of the base model as it is, which is loaded, not saved."""
+    """One look and the answers of the base model as it is, which is only loaded."""
     narrow = bool(base_model.quantization)
     products = _held_out_products(base_model, lengths, sum(held_out), held_out[1], narrow)
-    return START_SECONDS[narrow] / 2 + products / SPEED[machine.gpu]
+    return START_SECONDS[narrow] / 4 + products / SPEED[machine.gpu]
 
 
 def _held_out_products(

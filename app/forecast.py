@@ -150,7 +150,8 @@ def _on(
     held_out, looks = asked.sizes[1:], len(pace.looks(work.updates, params))
     reckoned = Reckoned(
         *_split(memory),
-        arithmetic.train_seconds(base_model, method, params, work, machine),
+        arithmetic.BEGIN_SECONDS
+        + arithmetic.train_seconds(base_model, method, params, work, machine),
         arithmetic.other_seconds(base_model, method, params, long, held_out, looks, machine),
         arithmetic.base_seconds(base_model, long, held_out, machine)
         if asked.measures_base

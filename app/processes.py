@@ -13,6 +13,7 @@ from typing import IO, Any
 _PR_SET_PDEATHSIG = 1
 _PARENT = "STUDIO_PARENT_PID"
 _MALLOC = "oversize_threshold:0,muzzy_decay_ms:0,narenas:1"  # of jemalloc
+_COUNTS = "/proc/vmstat"  # what the kernel counts
 _TRAINING = {
     # Threads that wait for each other must sleep, not spin: beside other programs on the same cores
     # spinning makes training several times slower.
@@ -104,5 +105,5 @@ def ended_by(code: int) -> str:
 
 def memory_kills() -> int:
     """How many processes the kernel has killed since the machine started, for want of memory."""
-    with open("/proc/vmstat") as lines:
+    with open(_COUNTS) as lines:
         return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)

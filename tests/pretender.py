@@ -24,8 +24,10 @@ def tune(worker: str) -> int:
     wanted = json.loads(told)
     run_id, attempt = wanted["run"], wanted["attempt"]
     with database.session() as db:
-        pretend = runs.get(db, run_id).params.get("pretend", "finish")
-        runs.progress(db, run_id, attempt, phase="training", figures={"pid": os.getpid()})
+        run = runs.get(db, run_id)
+        pretend = run.params.get("pretend", "finish")
+        figures = {**run.figures, "pid": os.getpid()}
+        runs.progress(db, run_id, attempt, phase="training", figures=figures)
         if pretend == "finish" or (pretend == "die at first" and attempt > 1):
             _leave(run_id)
             runs.progress(db, run_id, attempt, num_steps=0)

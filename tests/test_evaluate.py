@@ -170,7 +170,7 @@ def test_answers_in_batches_are_those_of_each_prompt_alone(
 def test_answers_read_what_all_prompts_begin_with_once(folders: dict[str, Path], key: str) -> None:
     setup = moved(folders["llama"], key)
     # Of one length, since padding is read too; one more than are answered at a time.
-    count = evaluate.BATCH["cpu"] + 1
+    count = MACHINE.prompts_at_once + 1
     prompts = [[*PREFIX, 40 + index, 64] for index in range(count)]
     read = reading(setup)
     steps = evaluate.answers(setup.model, setup.soft_prefix, prompts, set(), 3, MACHINE)
@@ -178,6 +178,27 @@ def test_answers_read_what_all_prompts_begin_with_once(folders: dict[str, Path],
     common = num_virtual(setup.soft_prefix) + len(PREFIX)
     # Each prompt's own two tokens, which give the answer's first, and then all but its last.
     assert sum(read) == common + count * (2 + 3 - 1)
+
+
+def test_whether_prompts_share_their_beginning_is_told_beforehand(
+    folders: dict[str, Path],
+) -> None:
+    prompts = [list(row.prompt_ids) for row in rows(3)]
+
+    def sharing(most: int) -> list[str]:
+        setups = {name: Setup(folder, "full") for name, folder in folders.items()}
+        return [
+            name
+            for name, setup in setups.items()
+            if evaluate.shares(setup.model, None, prompts, most)
+        ]
+
+    assert sharing(8) == ["llama", "gemma3_text", "gpt2", "bloom"]
+    assert sharing(100) == ["llama", "gpt2", "bloom"]  # longer than the window
+    setup = Setup(folders["llama"], "full")
+    setup.model.train()
+    assert evaluate.shares(setup.model, None, prompts, 8)
+    assert setup.model.training
 
 
 def test_answers_keep_to_what_the_model_can_read(folders: dict[str, Path]) -> None:

@@ -24,6 +24,7 @@ from app import (
     claims,
     completions,
     database,
+    methods,
     processes,
     queue,
     runs,
@@ -200,6 +201,49 @@ def test_a_run_whose_process_dies_is_put_back_at_once_but_not_for_ever(
         said = [event.message for event in runs.history(reader, poison.id)]
     assert "Back in the queue" in said[1]
     _becomes(other, "succeeded")
+
+
+@pytest.mark.parametrize(
+    ("number", "kills", "less"),
+    [(signal.SIGKILL, 1, True), (signal.SIGKILL, 0, False), (signal.SIGUSR1, 1, False)],
+    ids=["for want of memory", "by someone", "while another was killed"],
+)
+def test_only_a_run_that_is_killed_for_want_of_memory_goes_on_with_less(
+    db: Session,
+    started: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: signal.Signals,
+    kills: int,
+    less: bool,
+) -> None:
+    counts = tmp_path / "vmstat"
+    monkeypatch.setattr(processes, "_COUNTS", str(counts))
+    counts.write_text("nr_free_pages 7\noom_kill 3\nnuma_hit 9\n")
+    run = _run(db, "hang")
+    started(LightTuner)
+    assert wait_for(lambda: _now(run.id).figures)
+    pid = _now(run.id).figures["pid"]
+    db.execute(  # as a training leaves it: at the next attempt it finishes
+        update(Run).values(
+            params=methods.get("lora").schema(batch_size=4).model_dump(),
+            figures={"token_budget": 1024, "longest_tokens": 40, "prompts_at_once": 16},
+        )
+    )
+    db.commit()
+    counts.write_text(f"nr_free_pages 7\noom_kill {3 + kills}\nnuma_hit 9\n")
+    os.kill(pid, number)
+    found = _becomes(run, "succeeded")
+    assert found.attempt == 2
+    with database.reading() as reader:
+        reason = runs.history(reader, run.id)[1].message
+    if less:
+        assert reason.startswith("The machine ran out of memory at step 0. The run goes on from")
+        assert "rows of at most 80 tokens instead of 160" in reason
+    else:
+        assert reason.startswith(f"The tuning process was ended by signal {number.name}")
+    assert found.figures["token_budget"] == (80 if less else 1024)
+    assert found.figures["prompts_at_once"] == (8 if less else 16)
 
 
 def test_what_a_process_leaves_open_when_it_ends_well_ends_too(db: Session, started: Any) -> None:

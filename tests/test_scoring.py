@@ -38,13 +38,18 @@ class Unwatched(Watch):
         pass
 
 
-def _finished(db: Session, of: Experiment, method: str, **params: Any) -> Run:
-    """A run that went all its way, as a worker's child makes it."""
-    run = small.run(db, of, method, **params)
+def _attempt() -> None:
+    """One go at the next run, as a worker's child makes it."""
     with database.session() as other:
         claimed = claims.claim_next(other, "w")
     assert claimed is not None
     worker_run._ended(claimed.id, claimed.attempt, Unwatched(claimed))
+
+
+def _finished(db: Session, of: Experiment, method: str, **params: Any) -> Run:
+    """A run that went all its way."""
+    run = small.run(db, of, method, **params)
+    _attempt()
     found = small.now(run.id)
     assert found.state == "succeeded", small.said(run.id)
     return found
@@ -97,10 +102,45 @@ def test_the_best_state_may_be_told_by_the_score_of_answers(db: Session, model: 
     assert len(scores) == len(looks) == 10
     best = max(range(10), key=lambda place: (scores[place], -looks[place][2]))  # type: ignore[operator]
     assert run.best_step == looks[best][1]
-    assert small.curve(run.id) == small.curve(
-        by_loss.id
-    )  # answering changes nothing of the training
+    # Answering changes nothing of the training.
+    assert small.curve(run.id) == small.curve(by_loss.id)
     assert not any("validation examples:" in line for line in small.said(by_loss.id))
+
+
+@pytest.mark.parametrize("most", [1, 0], ids=["one is possible", "not even one"])
+def test_where_answers_find_no_memory_fewer_are_given_at_a_time_and_nothing_is_trained_again(
+    db: Session, model: Path, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    of = small.experiment(db, model)
+    params = {"num_epochs": 1, "batch_size": 1}  # a row is as short as it can be from the first
+    calm = _finished(db, of, "lora", **params)
+    answer, asked = evaluate._answer, []
+
+    def lacking(model: Any, soft_prefix: Any, rest: Any, *given: Any) -> Any:
+        asked.append(len(rest))
+        if len(rest) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return answer(model, soft_prefix, rest, *given)
+
+    monkeypatch.setattr(evaluate, "_answer", lacking)
+    run = small.run(db, of, "lora", **params)
+    usual = calm.figures["prompts_at_once"]
+    tried = [usual >> times for times in range(usual.bit_length())]  # down to one
+    for _ in tried:
+        _attempt()
+    found, said = small.now(run.id), "\n".join(small.said(run.id))
+    assert asked == tried + [1] * (19 if most else 0)  # of 20 test examples
+    assert found.figures["token_budget"] == calm.figures["token_budget"]
+    assert found.figures["prompts_at_once"] == 1
+    assert f"with half as many prompts answered at a time ({usual // 2} instead of {usual})" in said
+    assert "activation checkpointing" not in said  # it would help training alone
+    assert small.curve(run.id) == small.curve(calm.id)
+    if most:
+        assert found.state == "succeeded"
+        assert found.scores["num_test"] == 20
+    else:
+        assert found.state == "failed"
+        assert "not enough memory for this run, not even for one example at a time." in found.error
 
 
 @pytest.mark.parametrize("key", ["full", "prompt_tuning"])

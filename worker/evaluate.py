@@ -20,8 +20,6 @@ from worker.generate import read, room
 from worker.hardware import Hardware
 from worker.packing import Example, Packed
 
-BATCH = {"cpu": 16, "cuda": 64}  # prompts answered at a time
-
 
 class Loss(NamedTuple):
     """Of one example: the summed loss of its answer's tokens, in nats, and how many they are."""
@@ -127,11 +125,11 @@ def answers(
     _, cache = read(
         model, soft_prefix, torch.tensor([begin], dtype=torch.long, device=machine.device)
     )
-    exact = _pads(cache, virtual + max(map(len, prompts)) + max_new_tokens)
+    exact = _pads(cache, virtual, prompts, max_new_tokens)
     if not exact:
         common = 0
     start = Start(cache, virtual + common) if exact and virtual + common else None
-    for members in _batches(prompts, BATCH[machine.device], cache, exact):
+    for members in _batches(prompts, machine.prompts_at_once, cache, exact):
         rest = [list(prompts[index][common:]) for index in members]
         most = [limits[index] for index in members]
         for ended in _answer(model, soft_prefix, rest, most, stop_ids, start):
@@ -145,12 +143,23 @@ class Start(NamedTuple):
     places: int
 
 
-def _pads(cache: Any, longest: int) -> bool:
+def shares(
+    model: Any, soft_prefix: Tensor | None, prompts: Sequence[Sequence[int]], max_new_tokens: int
+) -> bool:
+    """Whether `answers` can read what all these prompts begin with once: found out by reading one token."""
+    word = torch.tensor([prompts[0][:1]], dtype=torch.long, device=inner(model).device)
+    with evaluating(model):
+        _, cache = read(model, soft_prefix, word)
+    return _pads(cache, num_virtual(soft_prefix), prompts, max_new_tokens)
+
+
+def _pads(cache: Any, virtual: int, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> bool:
     """Whether padding between what is cached and what is read next changes nothing.
 
     It does where a layer looks back a number of places smaller than the longest text, or is no
     attention at all.
     """
+    longest = virtual + max(map(len, prompts)) + max_new_tokens
     return all(
         type(layer) is DynamicLayer or getattr(layer, "sliding_window", 0) > longest
         for layer in cache.layers

@@ -31,9 +31,8 @@ def _in_words(error: Exception) -> str:
         return error.message
     if is_lack_of_memory(error):
         return (
-            "The machine has not enough memory for this run, not even for one example at a time "
-            "with activation checkpointing. Choose a shorter maximum length, QLoRA, or a smaller "
-            "base model."
+            "The machine has not enough memory for this run, not even for one example at a time. "
+            "Choose a shorter maximum length, QLoRA, or a smaller base model."
         )
     return f"The run stopped on an unexpected error: {type(error).__name__}: {error}."
 

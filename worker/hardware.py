@@ -29,6 +29,7 @@ class Hardware(NamedTuple):
     threads: int
     budget: int = 0  # tokens of a row that a run was begun with; 0: what suits this machine
     products: str = ""  # a torch name; empty: as `dtype`
+    prompts: int = 0  # answered at a time, as a run has come to it; 0: what suits this machine
 
     @property
     def precision(self) -> torch.dtype:
@@ -57,6 +58,11 @@ class Hardware(NamedTuple):
         if self.budget or self.device == "cpu":
             return self.budget or 1024
         return max(1024, min(16384, int(self.memory_mb / 8)))
+
+    @property
+    def prompts_at_once(self) -> int:
+        """How many prompts are answered at a time."""
+        return self.prompts or (16 if self.device == "cpu" else 64)
 
 
 def num_devices() -> int:

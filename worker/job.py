@@ -42,7 +42,8 @@ def like_before(
 ) -> tuple[Hardware, str]:
     """This machine set to compute as a run was begun, by its figures; and what is different, if any.
 
-    The number of threads, the length of rows and the precision are part of the result.
+    The number of threads, the length of rows, how many prompts are answered at a time and the
+    precision are part of the result.
     """
     if "threads" not in figures:
         return machine, ""
@@ -54,7 +55,12 @@ def like_before(
     torch.set_num_threads(figures["threads"])
     kind = figures.get("device_kind", machine.device)
     dtype = figures["precision"] if kind == machine.device else machine.dtype
-    same = machine._replace(threads=figures["threads"], budget=figures["token_budget"], dtype=dtype)
+    same = machine._replace(
+        threads=figures["threads"],
+        budget=figures["token_budget"],
+        prompts=figures.get("prompts_at_once", 0),  # an earlier version did not store it
+        dtype=dtype,
+    )
     if kind == machine.device:
         same = same._replace(products=figures.get("products", ""))
     if figures["device"] == machine.name and figures["precision"] == machine.dtype:

@@ -27,13 +27,22 @@ def find(run: Run) -> tuple[dict[str, Any], str] | None:
         return None  # it did not even get as far as training
     size = given.batch_size * given.accumulate_steps
     row = min(figures["token_budget"], size * longest)
+    prompts = figures.get("prompts_at_once", 1)
+    fewer = {"prompts_at_once": max(1, prompts // 2)}
+    trained = 0 < (run.num_steps or 0) <= run.step
+    if trained and prompts > 1:
+        # Rows stay at first: by their length a receipt tells how the run was trained.
+        return fewer, (
+            f"half as many prompts answered at a time ({prompts // 2} instead of {prompts}); its "
+            "training is finished and stays"
+        )
     if row > longest:
         smaller = max(longest, row // 2)
-        return {"token_budget": smaller}, (
+        return {"token_budget": smaller, **fewer}, (
             f"half the batch at a time and twice the accumulation (rows of at most {smaller} tokens "
             f"instead of {row}); the effective batch of {size} examples stays"
         )
-    if not given.gradient_checkpointing:
+    if not (trained or given.gradient_checkpointing):
         return {"gradient_checkpointing": True}, "activation checkpointing, which takes more time"
     return None
 

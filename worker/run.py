@@ -94,6 +94,7 @@ def _describe(job: Job) -> None:
         "device_kind": machine.device,
         "threads": machine.threads,
         "token_budget": machine.token_budget,
+        "prompts_at_once": machine.prompts_at_once,
         "train_rows": len(material.train),
         "longest_tokens": job.method.virtual_tokens(job.params)
         + max(len(row.prompt_ids) + len(row.answer_ids) for row in material.train),
@@ -125,6 +126,8 @@ def _train(job: Job) -> None:
     state = train.begin(model, soft_prefix, job.material.train, job.params, job.machine)
     if state.obstacle and job.run.attempt == 1:
         job.tell(state.obstacle, "warning")
+    if job.run.attempt == 1 and (why := scoring.unshared(job, model, soft_prefix)):
+        job.tell(why)
     resume(job, state)
     job.run.figures |= {
         "trainable_parameters": sum(value.numel() for value in state.trained.values()),

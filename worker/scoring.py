@@ -9,7 +9,7 @@ import torch
 
 from app import database, files, methods, prompts, runs
 from app.comparison import baselines, certainty, scores
-from worker import answering, backbones, choices, evaluate, latency, obstacles
+from worker import answering, backbones, choices, evaluate, latency, obstacles, packing
 from worker.job import Job
 from worker.material import longest_answer
 
@@ -35,6 +35,26 @@ def look_at_base(job: Job, model: Any) -> None:
             if time.monotonic() > end:
                 return
         _keep(job, validation_loss=evaluate.mean(found))
+
+
+def unshared(job: Job, model: Any, soft_prefix: torch.Tensor | None) -> str:
+    """Why what prompts begin with is not read once, in a sentence; empty where it is.
+
+    Of training on rows that cannot be packed, `State.obstacle` tells.
+    """
+    common = backbones.num_virtual(soft_prefix) + packing.shared_prefix(job.material.train)
+    if common <= 1:  # the token that begins every text
+        return "The prompts begin with nothing in common, so each is read whole."
+    ids = [row.prompt_ids for row in job.material.test]
+    most = longest_answer(job.run.experiment, job.material)
+    with backbones.compute(job.machine):
+        if evaluate.shares(model, soft_prefix, ids, most):
+            return ""
+    return (
+        "When this model answers the test examples, it reads each prompt whole: layers with a sliding "
+        "window or of a recurrent kind cannot share what all prompts begin with. The answers are the "
+        "same; scoring takes longer."
+    )
 
 
 def score_run(job: Job) -> dict[str, Any]:
