@@ -11,10 +11,9 @@ from app.tables import BaseModel
 
 MB = 2**20
 CHECKPOINTS = 3  # two are kept, and the next is written before the older one goes
-# What is kept for the way back, for each token and layer, times the bytes of a value: by hidden value,
-# by intermediate value and by value of the keys. On a CPU what worker/thrift.py and
-# worker/block_attention.py keep; on a GPU what autograd keeps, counted for Llama and Qwen shapes
-# with hooks on saved tensors.
+# What is kept for the way back, for each token and layer, times the bytes of a value: by hidden value, by
+# intermediate value and by value of the keys. On a CPU what worker/thrift.py and worker/block_attention.py
+# keep; on a GPU what autograd keeps, counted for Llama and Qwen shapes with hooks on saved tensors.
 HIDDEN = {False: 3.0, True: 4.9}
 INTERMEDIATE = {False: 2, True: 3}
 KEYS = 2
@@ -31,21 +30,21 @@ WHOLE_KEPT = {False: (4, 0), True: (20, 2)}
 MOMENTS = {"adamw": 8.0, "adamw_8bit": 2 + 8 / 256, "paged_adamw_8bit": 2 + 8 / 256}
 # What a process has before it has a model, in MB: libraries on a CPU, the context on a GPU.
 PROGRAM_MB = {False: 560.0, True: 600.0}
-SLACK = 1.1  # how much more than what is kept is resident: room that is not used again
-# Products' working memory, the code that oneDNN keeps for them, and what else comes and goes, in
-# MB; where a whole model is trained in bytes for each of its values: both lanes have a gradient of its
-# head, and what is freed leaves holes.
+# How much more than what is kept is resident, as room that is not used again: the second where steps have
+# several rows, and what one leaves must do for others of other lengths.
+SLACK = {False: (1.1, 1.8), True: (1.1, 1.1)}
+# Products' working memory and what else comes and goes, in MB; where a whole model is trained in bytes for
+# each of its values: both lanes have a gradient of its head, and what is freed leaves holes.
 AROUND_MB = {False: 120.0, True: 0.0}
-WHOLE_AROUND = {False: 5.9, True: 0.0}
-# Multiplications and additions a second where nothing was measured yet. On a CPU as measured on two
-# cores that are fast in bf16; a GPU's is a guess on the low side.
+WHOLE_AROUND = {False: 5.3, True: 0.0}
+# Multiplications and additions a second: as measured on two cores that are fast in bf16; a guess for a GPU.
 SPEED = {False: 1.2e11, True: 3e13}
-UPDATES = {False: 1e9, True: 5e10}  # trained values moved a second, by the optimizer
+UPDATES = {False: 1e9, True: 5e10}  # trained values moved a second
 BEGIN_SECONDS = 3.0  # of training: the first step, beside the next process that gets ready
-# By whether weights are held in 4 bits: seconds to load and save, and how many times as long as to read
-# a token it takes to write one, in passes of few tokens; fitted to runs on two cores.
-START_SECONDS = {False: 8.0, True: 14.0}
-WRITING = {False: 10, True: 26}
+# By whether weights are held in 4 bits: seconds to load and save, and how many times as long as to read a
+# token it takes to write one; fitted to runs on two cores.
+START_SECONDS = {False: 9.0, True: 16.0}
+WRITING = {False: 10, True: 28}
 
 
 class Machine(NamedTuple):
@@ -76,10 +75,10 @@ def memory(
     base_model: BaseModel,
     method: Method,
     params: Any,
-    rows: Sequence[Row],
+    steps: Sequence[Sequence[Row]],
     machine: Machine,
 ) -> Memory:
-    """The most memory that these rows take, of each device of such a machine."""
+    """The most memory that these steps take, of each device of such a machine."""
     shapes, width = base_model.shapes, machine.width
     trained = method.num_trained(shapes, params)
     parameters = shapes["parameters"]
@@ -96,18 +95,24 @@ def memory(
         adapters=adapters / MB,
         gradients=4 * trained / parts / MB,
         optimizer=MOMENTS[params.optimizer] * trained / parts / MB,
-        activations=_worked_with(shapes, method, params, rows, machine) / MB,
+        activations=_worked_with(shapes, method, params, steps, machine) / MB,
     )
 
 
 def _worked_with(
-    shapes: dict[str, Any], method: Method, params: Any, rows: Sequence[Row], machine: Machine
+    shapes: dict[str, Any],
+    method: Method,
+    params: Any,
+    steps: Sequence[Sequence[Row]],
+    machine: Machine,
 ) -> float:
     """Bytes of the row that takes the most, and of what comes and goes meanwhile."""
+    slack = SLACK[machine.gpu][sum(map(len, steps)) > 2 * len(steps)]
     most = max(
-        SLACK * kept(shapes, method, params, row, machine)
+        slack * kept(shapes, method, params, row, machine)
         + LOSS[machine.gpu] * _logits(shapes, method, params, row, machine)
-        for row in rows
+        for step in steps
+        for row in step
     )
     if method.frozen_base:
         return float(most + AROUND_MB[machine.gpu] * MB)
@@ -224,8 +229,7 @@ def base_seconds(
 def _held_out_products(
     base_model: BaseModel, lengths: Lengths, read: int, answered: int, narrow: bool
 ) -> float:
-    """Of reading so many examples for their loss, and answering so many: each token written counts
-    as several that are read."""
+    """Of reading so many examples for their loss and answering so many; writing counts as more reading."""
     shapes, linear = base_model.shapes, linear_values(base_model.shapes)
     mean = sum(lengths.totals()) / len(lengths.rows) - lengths.shared
     written = WRITING[narrow] * sum(answer for _, answer in lengths.rows) / len(lengths.rows)

@@ -145,8 +145,7 @@ def _on(
 ) -> _Told:
     base_model = asked.base_model
     steps, work = draws.drawn(method, params, long, asked.sizes[0], machine.token_budget)
-    rows = [row for step in steps for row in step]
-    memory = arithmetic.memory(base_model, method, params, rows, machine)
+    memory = arithmetic.memory(base_model, method, params, steps, machine)
     held_out, looks = asked.sizes[1:], len(pace.looks(work.updates, params))
     reckoned = Reckoned(
         *_split(memory),
@@ -191,7 +190,7 @@ def _by_rehearsal(
     virtual = method.virtual_tokens(params)
     pairs = [(prompt, answer) for prompt, answer in figures["examples"]]
     rows = draws.packed(pairs, figures["shared"], virtual, machine.token_budget)
-    kept, guessed = _split(arithmetic.memory(base_model, method, alone, rows, machine))
+    kept, guessed = _split(arithmetic.memory(base_model, method, alone, [rows], machine))
     seconds = arithmetic.train_seconds(base_model, method, alone, _work(rows), machine)
     memory, train = calibration.rehearsal(
         (figures["peak_memory_mb"] - kept) / guessed, figures["step_seconds"] / seconds
