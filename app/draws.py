@@ -4,6 +4,7 @@ import random
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from app import pace
 from app.lengths import Lengths
 from app.methods import Method
 
@@ -68,7 +69,7 @@ def drawn(
     size = min(params.batch_size * params.accumulate_steps, num_rows)
     virtual = method.virtual_tokens(params)
     each = [cut(one, params.max_length - virtual) for one in lengths.rows]
-    updates = -(-num_rows // size) * params.num_epochs
+    updates = pace.steps_per_epoch(num_rows, params) * params.num_epochs
     chance, steps = random.Random(0), []
     for _ in range(max(4, min(updates, 100, MOST_DRAWN // size))):
         chosen = chance.sample(each, size) if size <= len(each) else chance.choices(each, k=size)
