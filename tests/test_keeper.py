@@ -263,6 +263,20 @@ def test_a_spare_that_dies_is_replaced(db: Session, started: Any) -> None:
     _becomes(_run(db, "finish"), "succeeded")
 
 
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_imports_wait_while_a_run_begins_that_nothing_can_join(
+    db: Session, started: Any, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    monkeypatch.setattr(settings, "runs_at_once", at_once)
+    monkeypatch.setattr(tuner_module, "BEGIN_SECONDS", 3.0)
+    run = _run(db, "say nothing until asked")
+    tuner = started(LightTuner)
+    assert wait_for(lambda: _now(run.id).figures)
+    time.sleep(0.5)  # several looks
+    assert (tuner.spare is None) is (at_once == 1)
+    assert wait_for(lambda: tuner.spare)
+
+
 def test_a_tuner_that_is_stopped_hands_its_run_back(db: Session, started: Any) -> None:
     run = _run(db, "save when told")
     tuner = started(LightTuner)

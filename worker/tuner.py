@@ -21,6 +21,7 @@ from worker.keeper import Child, Keeper
 SAVE_SECONDS = 27.0  # what a child gets to save when the worker is told to stop
 SWEEP_SECONDS = 5.0  # between two looks at others' leases
 TELL_SECONDS = 60.0  # between two looks for runs that fit nowhere
+BEGIN_SECONDS = 10.0  # of a run, in which the next spare child waits with its imports
 
 log = logging.getLogger(__name__)
 
@@ -81,9 +82,16 @@ class Tuner(Keeper):
                 leftovers.clear_cache(db)
 
     def _prepare(self) -> None:
-        """Have a spare child, which also says what device and memory there is."""
-        if self.spare is None or self.spare.poll() is not None:
-            self.spare = self.child("worker.run", self.worker.id)
+        """Have a spare child, which also says what device and memory there is.
+
+        Not while a run begins and no other can beside it: the imports would delay its first point.
+        """
+        if self.spare is not None and self.spare.poll() is None:
+            return
+        moment = time.monotonic()
+        if any(moment - task.begun < BEGIN_SECONDS for task in self.tasks) and self._room() is None:
+            return
+        self.spare = self.child("worker.run", self.worker.id)
 
     def _rehearse(self) -> None:
         """One rehearsal at a time and beside no run: what else is at work would be measured too.
@@ -108,7 +116,7 @@ class Tuner(Keeper):
 
     def _claim(self) -> bool:
         """Begin the next run that fits; whether there was one."""
-        if self.rehearsal:
+        if self.rehearsal or self.spare is None:
             return False
         place = self._room()
         if place is None:
@@ -132,8 +140,7 @@ class Tuner(Keeper):
         return place._replace(taken=tuple(task.left() for task in self.tasks))
 
     def _begin(self, run: Run, gpu: bool) -> None:
-        child = self.spare
-        self.spare = None
+        child, self.spare = self.spare, None
         assert child is not None
         takes = Taken(
             capacity.need(run.forecast, gpu),
