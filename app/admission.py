@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 from app import base_models, capacity, forecast, methods, runs, verdicts
 from app.errors import Conflict, Invalid, own_words
 from app.forecast import Given
+from app.methods import Method
 from app.tables import BaseModel, Run
 
 
@@ -73,7 +74,20 @@ def _params(base_model: BaseModel, key: str, given: Mapping[str, Any]) -> dict[s
             f"{method.label}: the virtual tokens leave no room for text in the maximum length.",
             field=f"{key}.num_virtual_tokens",
         )
+    _check_layers(base_model, method, params)
     return params.model_dump()
+
+
+def _check_layers(base_model: BaseModel, method: Method, params: Any) -> None:
+    if "linear" not in base_model.shapes:
+        return
+    try:
+        method.check(base_model.shapes, params)
+    except Invalid as error:
+        field = str(error.field)
+        title = method.schema.model_fields[field].title
+        reason = f"{method.label}: {title}: {error.message}"
+        raise Invalid(reason, field=f"{method.key}.{field}") from None
 
 
 def forecasts(

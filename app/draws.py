@@ -4,11 +4,10 @@ import random
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from app import pace
+from app import grouping, pace
 from app.lengths import Lengths
 from app.methods import Method
 
-LEAST_LENT = 128  # as in worker/grouping.py
 MOST_DRAWN = 20_000  # examples drawn to find the largest row and the mean one
 
 
@@ -36,30 +35,20 @@ class Work(NamedTuple):
 def packed(
     examples: Sequence[tuple[int, int]], shared: int, virtual: int, budget: int
 ) -> list[Row]:
-    """The rows of one step, by the rule of worker/grouping.py, from lengths alone."""
+    """The rows of one step as one lane would have them, from lengths alone."""
     shared = min(shared, min(prompt for prompt, _ in examples) - 1)
     before = virtual + shared
-    own = ((one[0] + one[1] - 1 - shared, one[1]) for one in examples)
-    lengths = sorted(own, key=lambda one: one[0])
-    rows = _cut(lengths, before, budget)
-    if len(rows) > 1:
-        lent = _cut(lengths, 0, budget)  # the prefix lies alone, and all borrow it
-        if before * (len(lent) - 1) >= LEAST_LENT:
-            return [Row(before, (), 0), *lent]
-    return rows
-
-
-def _cut(lengths: Sequence[tuple[int, int]], before: int, budget: int) -> list[Row]:
-    rows: list[tuple[list[int], list[int]]] = []
-    room = 0
-    for length, answer in lengths:
-        if not rows or room + length > budget:
-            rows.append(([], []))
-            room = before
-        rows[-1][0].append(length)
-        rows[-1][1].append(answer)
-        room += length
-    return [Row(before, tuple(found), sum(answers)) for found, answers in rows]
+    lengths = [prompt + answer - 1 - shared for prompt, answer in examples]
+    by_length = sorted(range(len(examples)), key=lengths.__getitem__)
+    rows, lent = grouping.groups(by_length, lengths, budget, before, pairs=False, lend=True)
+    return [
+        Row(
+            0 if lent and place else before,
+            tuple(lengths[index] for index in members),
+            sum(examples[index][1] for index in members),
+        )
+        for place, members in enumerate(rows)
+    ]
 
 
 def drawn(

@@ -173,7 +173,7 @@ FLOORS: list[set[str]] = [
     },
     {"inspection"},
     {"snapshots", "datasets", "naming", "assignments"},
-    {"questions", "capacity", "lengths", "pace", "rehearsals", "overlap"},
+    {"questions", "capacity", "lengths", "pace", "rehearsals", "overlap", "grouping"},
     {"draws"},
     {"arithmetic", "calibration"},
     {"forecast"},

@@ -8,13 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from app import methods
+from app import grouping, methods
 from tests import tiny
 from tests.engine import MACHINE
 from worker import (
     attention,
     backbones,
-    grouping,
     learn,
     obstacles,
     packing,

@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from app import storage
+from app import grouping, storage
 from app.points import Measured
 from tests import engine, sharing, tiny
 from tests.sharing import CASES, EXAMPLES, HALFWAY
-from worker import backbones, distributed, evaluate, grouping
+from worker import backbones, distributed, evaluate
 from worker.packing import Row
 
 SLOW = 560  # seconds: on a busy machine the two wait for each other at every step

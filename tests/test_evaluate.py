@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 import torch
 
+from app import grouping
 from app.errors import Invalid
 from tests import tiny
 from tests.engine import MACHINE, PREFIX, Setup, Tight, rows
-from worker import evaluate, generate, grouping, packing
+from worker import evaluate, generate, packing
 from worker.backbones import inner, num_virtual
 
 SHARP: dict[str, Any] = {"initializer_range": 0.15}

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from app import methods
+from app import grouping, methods
 from app.points import Measured
 from tests import tiny
 from tests.engine import MACHINE, Setup, rows, same
-from worker import checkpoints, grouping, hardware, head, learn, packing
+from worker import checkpoints, hardware, head, learn, packing
 from worker.backbones import num_virtual
 from worker.checkpoints import Found
 

@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 import torch
 
+from app import grouping
 from tests import tiny
 from tests.engine import MACHINE, Setup, rows
-from worker import evaluate, grouping, learn, lending, packing
+from worker import evaluate, learn, lending, packing
 from worker.backbones import inner, num_virtual
 
 PAIRED = MACHINE._replace(threads=2)

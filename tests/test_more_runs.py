@@ -93,6 +93,16 @@ def test_what_is_wrong_is_named_and_nothing_is_stored(
     assert experiments.get(db, of.id).runs == []
 
 
+def test_layers_that_the_base_model_lacks_are_named_before_anything_is_stored(
+    db: Session, ready: Ready
+) -> None:
+    of = factories.experiment(db, *ready)
+    with pytest.raises(Invalid, match=r"no layers named query_proj\. Choose from: ") as problem:
+        more_runs.add(db, of.id, "lora", {"target_modules": "q_proj, query_proj"})
+    assert problem.value.field == "lora.target_modules"
+    assert experiments.get(db, of.id).runs == []
+
+
 def test_an_experiment_holds_so_many_runs(db: Session) -> None:
     of = factories.experiment(db)
     for seed in range(2, more_runs.MOST_RUNS):

@@ -87,6 +87,13 @@ def test_rows_keep_to_the_budget_and_lose_no_example() -> None:
         assert found == list(range(40))
 
 
+def test_a_long_prefix_lies_alone_beside_one_row_that_would_be_too_long_with_it() -> None:
+    examples = [Row([1] * 200 + [5 + place, 6, 7, 8, 9], [2]) for place in range(20)]
+    assert [row.tokens for row in packing.pack(examples, 300, lend=True)] == [300]
+    assert [row.tokens for row in packing.pack(examples, 256, lend=True)] == [200, 100]
+    assert [row.tokens for row in packing.pack(examples, 256)] == [255, 245]
+
+
 def test_an_example_longer_than_the_budget_has_a_row_of_its_own() -> None:
     long = Row(list(range(50)), [1])
     rows = packing.pack([Row([0, 1], [1]), long, Row([0, 2], [1])], 20)

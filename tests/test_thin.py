@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from app import grouping
 from tests import tiny
 from tests.engine import MACHINE, Setup, rows
-from worker import attention, evaluate, grouping, lending, packing, thin
+from worker import attention, evaluate, lending, packing, thin
 from worker.backbones import inner
 from worker.packing import Packed
 

@@ -13,8 +13,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from app import grouping
 from app.errors import StudioError
-from worker import grouping, packing
+from worker import packing
 from worker.hardware import BFLOAT16, FLOAT32, Hardware
 from worker.packing import Example, Packed
 

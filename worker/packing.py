@@ -10,7 +10,8 @@ import numpy
 import torch
 from torch import Tensor
 
-from worker import grouping, layouts
+from app import grouping
+from worker import layouts
 
 WINDOW = 8  # steps whose examples are sorted by length together, where rows are padded
 

@@ -165,6 +165,9 @@ class Method:
         """More arguments for `from_pretrained`, such as how to quantize."""
         return {}
 
+    def check(self, shapes: dict[str, Any], params: Any) -> None:
+        """Raises Invalid, with its field, if a base model of these shapes cannot be tuned like that."""
+
     def adapt(self, model: Any, params: Any, seed: int) -> Any:
         """The model with just this method's values trainable, in float32; PEFT's where it is one."""
         raise NotImplementedError

@@ -53,22 +53,29 @@ class LoraParams(Params):
         return ", ".join(name for part in value.split(",") if (name := part.strip()))
 
 
-def _check(names: list[str], model: Any) -> None:
+def _check(params: LoraParams, layers: set[str]) -> None:
     """Raise Invalid for a name that PEFT would pass over in silence, as long as another fits."""
-    head = model.get_output_embeddings()
-    layers = {
-        name.rpartition(".")[2]
-        for name, module in model.named_modules()
-        if getattr(module, "weight", None) is not None
-        and module.weight.ndim == 2
-        and module not in (head, model.get_input_embeddings())
-    }
-    if unknown := [name for name in names if name.rpartition(".")[2] not in layers]:
+    names = params.target_modules
+    if names == "all-linear":
+        return
+    if unknown := [name for name in names.split(", ") if name.rpartition(".")[2] not in layers]:
         raise Invalid(
             f"This base model has no layers named {', '.join(unknown)}. "
             f"Choose from: {', '.join(sorted(layers))}; or all-linear for all of them.",
             field="target_modules",
         )
+
+
+def _layers(model: Any) -> set[str]:
+    """Names of the layers that can have an adapter; the head and the embeddings are none of them."""
+    others = (model.get_output_embeddings(), model.get_input_embeddings())
+    return {
+        name.rpartition(".")[2]
+        for name, module in model.named_modules()
+        if getattr(module, "weight", None) is not None
+        and module.weight.ndim == 2
+        and module not in others
+    }
 
 
 class Lora(Method):
@@ -102,6 +109,10 @@ class Lora(Method):
     starts_as_base = True
     merges = True
 
+    def check(self, shapes: dict[str, Any], params: Any) -> None:
+        """Raises Invalid for target modules that the model does not have."""
+        _check(params, {name.partition(":")[0] for name in shapes["linear"]})
+
     def adapt(self, model: Any, params: Any, seed: int) -> Any:
         """A PEFT model with adapters on the target modules; they start as no change at all.
 
@@ -110,9 +121,8 @@ class Lora(Method):
         import torch
         from peft import LoraConfig, get_peft_model
 
+        _check(params, _layers(model))
         names = params.target_modules
-        if names != "all-linear":
-            _check(names.split(", "), model)
         torch.manual_seed(seed)
         return get_peft_model(
             model,

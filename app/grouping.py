@@ -17,18 +17,21 @@ def groups(
     pairs: bool,
     lend: bool,
 ) -> tuple[list[list[int]], bool]:
-    """The examples of each packed row, and whether the rows borrow the first one's `before` tokens."""
+    """The examples of each packed row, and whether the rows borrow the first one's `before` tokens.
+
+    `pairs`: two rows are worked on at a time, where that pays. `lend`: the shared tokens may lie in the
+    first row alone: beside examples where two rows are all, else by themselves, if that spares enough.
+    """
     lend = lend and before > 0
     found = _pairs(by_length, lengths, budget, before, lend) if pairs else []
-    beside = len(found) == 2
-    if not found:
-        fits = before + sum(lengths) <= budget
-        found = cut(by_length, lengths, budget, 0 if lend and not fits else before)
-    if lend and not beside and len(found) > 1:
-        if before * (len(found) - 1) < LEAST_LENT:
-            return groups(by_length, lengths, budget, before, pairs=pairs, lend=False)
-        found = [[], *found]
-    return found, lend
+    if len(found) == 2:
+        return found, lend
+    rows = found or cut(by_length, lengths, budget, before)
+    if lend and before * (len(rows) - 1) >= LEAST_LENT:
+        return [[], *(found or cut(by_length, lengths, budget, 0))], True
+    if lend and found:
+        return groups(by_length, lengths, budget, before, pairs=pairs, lend=False)
+    return rows, False
 
 
 def cut(
