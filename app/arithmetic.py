@@ -28,23 +28,23 @@ TRAINED_LOGITS = {False: 2**24, True: 2**26}
 WHOLE_KEPT = {False: (4, 0), True: (20, 2)}
 # Of an optimizer's moments, for each trained value; of 8 bits with a scale for each 256.
 MOMENTS = {"adamw": 8.0, "adamw_8bit": 2 + 8 / 256, "paged_adamw_8bit": 2 + 8 / 256}
-# What a process has before it has a model, in MB: libraries on a CPU, the context on a GPU.
-PROGRAM_MB = {False: 560.0, True: 600.0}
+PROGRAM_MB = {False: 560.0, True: 600.0}  # libraries on a CPU, the context on a GPU
 # How much more than what is kept is resident, as room that is not used again: the second where steps have
 # several rows, and what one leaves must do for others of other lengths.
 SLACK = {False: (1.1, 1.8), True: (1.1, 1.1)}
-# Products' working memory and what else comes and goes, in MB; where a whole model is trained in bytes for
-# each of its values: both lanes have a gradient of its head, and what is freed leaves holes.
+# What else comes and goes, in MB; where a whole model is trained in bytes for each of its values: both lanes
+# have a gradient of its head, and what is freed leaves holes.
 AROUND_MB = {False: 120.0, True: 0.0}
 WHOLE_AROUND = {False: 5.3, True: 0.0}
 # Multiplications and additions a second: as measured on two cores that are fast in bf16; a guess for a GPU.
 SPEED = {False: 1.2e11, True: 3e13}
 UPDATES = {False: 1e9, True: 5e10}  # trained values moved a second
-BEGIN_SECONDS = 3.0  # of training: the first step, beside the next process that gets ready
-# By whether weights are held in 4 bits: seconds to load and save, and how many times as long as to read a
-# token it takes to write one; fitted to runs on two cores.
-START_SECONDS = {False: 9.0, True: 16.0}
-WRITING = {False: 10, True: 28}
+BEGIN_SECONDS = 1.0  # of training: what the first step takes more
+START_SECONDS = {False: 8.0, True: 16.0}  # to load and save; of weights in 4 bits
+# How many times as long as its arithmetic a token takes that is read, and that is written: by whether weights
+# are in 4 bits, and whether adapters are beside them. Fitted, as the seconds are, to runs on two cores.
+READING = 0.8
+WRITING = {(False, False): 8, (False, True): 22, (True, False): 24, (True, True): 38}
 
 
 class Machine(NamedTuple):
@@ -204,16 +204,14 @@ def other_seconds(
     looks: int,
     machine: Machine,
 ) -> float:
-    """Loading, looks at the validation examples, and answers to the test examples.
-
-    `held_out`: how many validation and test examples there are.
-    """
+    """Loading, looks at the validation examples, answers to the test examples: `held_out` has how many of each."""
     narrow = bool(method.quantizes or base_model.quantization)
     answered = held_out[1]
     if params.keep_by == "score":
         answered += looks * min(held_out[0], pace.ANSWERED)
     read = looks * held_out[0] + held_out[1]
-    products = _held_out_products(base_model, lengths, read, answered, narrow)
+    writing = WRITING[narrow, bool(method.adapted(base_model.shapes, params))]
+    products = _held_out_products(base_model, lengths, read, answered, writing)
     return START_SECONDS[narrow] + products / SPEED[machine.gpu]
 
 
@@ -222,19 +220,21 @@ def base_seconds(
 ) -> float:
     """One look and the answers of the base model as it is, which is only loaded."""
     narrow = bool(base_model.quantization)
-    products = _held_out_products(base_model, lengths, sum(held_out), held_out[1], narrow)
+    products = _held_out_products(
+        base_model, lengths, sum(held_out), held_out[1], WRITING[narrow, False]
+    )
     return START_SECONDS[narrow] / 4 + products / SPEED[machine.gpu]
 
 
 def _held_out_products(
-    base_model: BaseModel, lengths: Lengths, read: int, answered: int, narrow: bool
+    base_model: BaseModel, lengths: Lengths, read: int, answered: int, writing: float
 ) -> float:
-    """Of reading so many examples for their loss and answering so many; writing counts as more reading."""
+    """Of reading so many examples for their loss and answering so many."""
     shapes, linear = base_model.shapes, linear_values(base_model.shapes)
     mean = sum(lengths.totals()) / len(lengths.rows) - lengths.shared
-    written = WRITING[narrow] * sum(answer for _, answer in lengths.rows) / len(lengths.rows)
+    written = writing * sum(answer for _, answer in lengths.rows) / len(lengths.rows)
     each = linear + shapes["vocabulary"] * shapes["hidden"]
-    return float(linear * mean * (read + answered) + each * written * answered)
+    return float(READING * linear * mean * (read + answered) + each * written * answered)
 
 
 def disk_bytes(base_model: BaseModel, method: Method, params: Any) -> int:

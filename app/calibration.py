@@ -2,8 +2,9 @@
 
 The rule: of the last 8 runs of the same method and base model on the same kind of device, the median
 of measured over reckoned. For memory that ratio is of what arithmetic cannot know (the program's own
-memory, activations, working memory); weights, gradients and the optimizer's values stay exact. A
-rehearsal of the very configuration goes before runs.
+memory, activations, working memory); weights, gradients and the optimizer's values stay exact. How fast
+a short run was says little: to its time some seconds are added at the pace of all runs on the base model.
+A rehearsal of the very configuration goes before runs.
 """
 
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from sqlalchemy.orm import Session
 from app.tables import Experiment, Run
 
 LAST = 8  # runs that count
+FEW_SECONDS = 20.0  # reckoned ones by which each run counts as longer, at the usual pace
 LEAST, MOST = 0.2, 5.0  # bounds of a ratio of memory: whatever is beyond is no slack
 # How far the time may lie from the middle, by what it is told from; the spread of several runs
 # widens it.
@@ -37,6 +39,18 @@ class Reckoned(NamedTuple):
     train: float  # seconds
     other: float
     base: float = 0.0  # to measure the base model, which one run of an experiment does
+
+
+class Seconds(NamedTuple):
+    """A part of a run's time."""
+
+    measured: float
+    reckoned: float
+
+    @property
+    def ratio(self) -> float:
+        """Measured over reckoned."""
+        return self.measured / self.reckoned
 
 
 class Ratio(NamedTuple):
@@ -121,12 +135,12 @@ def of(db: Session, base_model_id: str, method: str, kind: str) -> Calibration:
     ]
     memory = [min(MOST, max(LEAST, ratio)) for ratio in memory]
     train, other = _times(found)
-    by_others = _times([(run, _reckoned(run, kind)) for run in ended])[0][:LAST]
-    speed = _ratio(train) if train else _ratio(by_others, "others")
+    all_train, all_other = _times([(run, _reckoned(run, kind)) for run in ended])
+    speed = _pace(train, all_train)
     return Calibration(
         memory=_ratio(memory),
         train=speed,
-        other=_ratio(other) if other else speed,
+        other=_pace(other, all_other) if all_other else speed,
         runs=len(runs),
         memory_error=_error(runs, "memory_mb"),
         time_error=_error(runs, "seconds"),
@@ -151,18 +165,28 @@ def _reckoned(run: Run, kind: str) -> Reckoned | None:
     return Reckoned(**found) if found else None
 
 
-def _times(found: Sequence[tuple[Run, Reckoned | None]]) -> tuple[list[float], list[float]]:
-    """Ratios of the training's time and of the rest's."""
+def _times(found: Sequence[tuple[Run, Reckoned | None]]) -> tuple[list[Seconds], list[Seconds]]:
+    """Of each run the training's time and the rest's."""
     train, other = [], []
     for run, was in found:
         if was is None or not run.train_seconds or run.attempt != 1:
             continue
-        train.append(run.train_seconds / was.train)
+        train.append(Seconds(run.train_seconds, was.train))
         if run.started_at and run.finished_at:
             rest = run.finished_at - run.started_at - run.train_seconds
             rest -= run.figures.get("base_seconds", 0.0)  # of whichever run was first
-            other.append(max(0.0, rest) / was.other)
+            other.append(Seconds(max(0.0, rest), was.other))
     return train, other
+
+
+def _pace(own: Sequence[Seconds], every: Sequence[Seconds]) -> Ratio:
+    """Of a method's own runs, where there are some, each with a few seconds more at the pace of `every` run."""
+    usual = _ratio([one.ratio for one in every[:LAST]], "others")
+    if not own:
+        return usual
+    more, seen = FEW_SECONDS * usual.middle, [one.ratio for one in own]
+    found = _ratio([(one.measured + more) / (one.reckoned + FEW_SECONDS) for one in own])
+    return found._replace(low=min(found.low, *seen), high=max(found.high, *seen))
 
 
 def _ratio(found: Sequence[float], source: str = "") -> Ratio:

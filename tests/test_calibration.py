@@ -78,6 +78,25 @@ def test_the_median_of_the_last_eight_runs_corrects_what_is_guessed(
     assert told["seconds_high"] >= round(5 * was["train"] + was["other"])  # all of them lie in it
 
 
+def test_a_short_run_says_less_of_its_pace_than_a_long_one(
+    any_db: Session, base: BaseModel, data: Dataset
+) -> None:
+    _finish(any_db, _create(any_db, base, data, full={}).runs[0], 1.0)
+    found = []
+    for epochs in (1, 20):
+        of = _create(any_db, base, data, lora={"num_epochs": epochs}).runs[0]
+        _finish(any_db, of, 1.0, train=0.25, other=0.5)
+        told = _create(any_db, base, data).runs[0].forecast
+        found.append(told["train_seconds"] / told["reckoned"]["cpu"]["train"])
+        assert told["seconds_low"] < told["seconds"]
+        any_db.delete(of)
+        any_db.commit()
+    short, long = found
+    assert (
+        0.25 < long < short < 0.7
+    )  # all runs' pace, of one as reckoned and one of a quarter, is 0.625
+
+
 def test_measuring_the_base_model_is_foretold_of_the_first_run_alone_and_learned_from_none(
     any_db: Session, base: BaseModel, data: Dataset
 ) -> None:
