@@ -92,9 +92,8 @@ def test_a_short_run_says_less_of_its_pace_than_a_long_one(
         any_db.delete(of)
         any_db.commit()
     short, long = found
-    assert (
-        0.25 < long < short < 0.7
-    )  # all runs' pace, of one as reckoned and one of a quarter, is 0.625
+    # The pace of all runs, one as reckoned and one of a quarter of it, is 0.625.
+    assert 0.25 < long < short < 0.625
 
 
 def test_measuring_the_base_model_is_foretold_of_the_first_run_alone_and_learned_from_none(
