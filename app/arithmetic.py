@@ -28,7 +28,7 @@ TRAINED_LOGITS = {False: 2**24, True: 2**26}
 WHOLE_KEPT = {False: (4, 0), True: (20, 2)}
 # Of an optimizer's moments, for each trained value; of 8 bits with a scale for each 256.
 MOMENTS = {"adamw": 8.0, "adamw_8bit": 2 + 8 / 256, "paged_adamw_8bit": 2 + 8 / 256}
-PROGRAM_MB = {False: 560.0, True: 600.0}  # libraries on a CPU, the context on a GPU
+PROGRAM_MB = {False: 560.0, True: 600.0}  # before a model: libraries, or a GPU's context
 # How much more than what is kept is resident, as room that is not used again: the second where steps have
 # several rows, and what one leaves must do for others of other lengths.
 SLACK = {False: (1.1, 1.8), True: (1.1, 1.1)}

@@ -125,9 +125,9 @@ def compared(run: Run) -> list[Compared]:
 
 def of(db: Session, base_model_id: str, method: str, kind: str) -> Calibration:
     """By the last runs; where there is none all ratios are 1, told from shapes."""
-    ended = _ended(db, base_model_id, kind)
-    runs = [run for run in ended if run.method == method][:LAST]
-    found = [(run, _reckoned(run, kind)) for run in runs]
+    every = [(run, _reckoned(run, kind)) for run in _ended(db, base_model_id, kind)]
+    found = [(run, was) for run, was in every if run.method == method][:LAST]
+    runs = [run for run, _ in found]
     memory = [
         (run.figures["peak_memory_mb"] - was.known_mb) / was.guessed_mb
         for run, was in found
@@ -135,7 +135,7 @@ def of(db: Session, base_model_id: str, method: str, kind: str) -> Calibration:
     ]
     memory = [min(MOST, max(LEAST, ratio)) for ratio in memory]
     train, other = _times(found)
-    all_train, all_other = _times([(run, _reckoned(run, kind)) for run in ended])
+    all_train, all_other = _times(every)
     speed = _pace(train, all_train)
     return Calibration(
         memory=_ratio(memory),

@@ -268,7 +268,7 @@ def test_imports_wait_while_a_run_begins_that_nothing_can_join(
     db: Session, started: Any, monkeypatch: pytest.MonkeyPatch, at_once: int
 ) -> None:
     monkeypatch.setattr(settings, "runs_at_once", at_once)
-    monkeypatch.setattr(tuner_module, "BEGIN_SECONDS", 3.0)
+    monkeypatch.setattr(tuner_module, "QUIET_SECONDS", 3.0)
     run = _run(db, "say nothing until asked")
     tuner = started(LightTuner)
     assert wait_for(lambda: _now(run.id).figures)

@@ -21,7 +21,7 @@ from worker.keeper import Child, Keeper
 SAVE_SECONDS = 27.0  # what a child gets to save when the worker is told to stop
 SWEEP_SECONDS = 5.0  # between two looks at others' leases
 TELL_SECONDS = 60.0  # between two looks for runs that fit nowhere
-BEGIN_SECONDS = 10.0  # of a run, in which the next spare child waits with its imports
+QUIET_SECONDS = 10.0  # of a run, in which the next spare child waits with its imports
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ class Tuner(Keeper):
         if self.spare is not None and self.spare.poll() is None:
             return
         moment = time.monotonic()
-        if any(moment - task.begun < BEGIN_SECONDS for task in self.tasks) and self._room() is None:
+        if any(moment - task.begun < QUIET_SECONDS for task in self.tasks) and self._room() is None:
             return
         self.spare = self.child("worker.run", self.worker.id)
 
